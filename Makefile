@@ -1,0 +1,167 @@
+# One line per target for `make help` stands behind its `##`. `make setup` leaves stamps in .setup/; a stamp newer than
+# what it was made from means there is nothing to do.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules
+# The targets of `make test` run cheapest first, also under -j.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+STAMPS := .setup
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/aoe-csi
+PYTHON ?= $(CURDIR)/.venv/bin/python
+export PATH := $(CURDIR)/$(STAMPS)/bin:$(CURDIR)/.venv/bin:$(PATH)
+
+SOURCES = $(wildcard csi core operator lab tests bench)
+UNIT_TESTS = $(wildcard tests/unit tests/architecture tests/simulated)
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- what a machine needs -------------------------------------------------------------------------------------------
+
+UV_VERSION := 0.13.9
+# A go on the PATH serves from this version on; by itself it fetches the newer one that a module asks for.
+GO_MINIMUM := 1.24
+GO_VERSION := 1.26.8
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# The list is refreshed first, since a fresh machine has none; one dead source in it need not matter, so the
+# installation decides.
+apt_install = { \
+	$(SUDO) apt-get -qq update || echo 'apt-get update failed; going on with the lists that are here'; \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l apt-get -y -qq -o DPkg::Lock::Timeout=300 \
+		-o DPkg::Use-Pty=0 -o Dpkg::Options::=--force-confold install --no-install-recommends $(1); \
+}
+
+.PHONY: setup
+setup: venv $(STAMPS)/packages $(STAMPS)/bin/go ## Install what is missing on this machine: packages, Python environment, Go
+
+.PHONY: venv
+venv: $(STAMPS)/venv ## Build the Python environment alone (enough for lint and test-unit)
+
+# From uv.lock to the letter. ensurepip is what Debian keeps in a package of its own; the system's Python refuses pip
+# (PEP 668), hence a private environment for uv itself.
+$(STAMPS)/venv: pyproject.toml uv.lock
+	@mkdir -p $(STAMPS)/bin
+	@if ! command -v uv >/dev/null; then \
+		echo 'Installing uv $(UV_VERSION)'; \
+		python3 -c 'import ensurepip' 2>/dev/null || $(call apt_install,python3 python3-venv ca-certificates); \
+		python3 -m venv $(STAMPS)/uv; \
+		$(STAMPS)/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+		ln -sf ../uv/bin/uv $(STAMPS)/bin/uv; \
+	fi
+	uv sync --frozen
+	@touch $@
+
+# One package a line, # begins a comment. Without apt (another distribution) the names are shown instead.
+$(STAMPS)/packages: $(wildcard lab/packages.txt)
+	@mkdir -p $(STAMPS)
+	@wanted=$$(sed 's/#.*//' /dev/null $^); missing=''; \
+	if ! command -v apt-get >/dev/null; then \
+		echo 'This is no Debian: install what corresponds to:' $$wanted; \
+	else \
+		for package in $$wanted; do \
+			dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null | grep -qx installed || missing+=" $$package"; \
+		done; \
+		if [ -n "$$missing" ]; then \
+			echo "Installing:$$missing"; \
+			$(call apt_install,$$missing); \
+		fi; \
+	fi
+	@touch $@
+
+# Debian 12 has Go 1.19, which cannot switch to a newer toolchain by itself, but can download the module that a newer
+# Go would switch to (golang.org/toolchain, verified against the checksum database). Modules carry no permission
+# bits, so the programs among its files are made executable here. A symlink is enough: go finds its root through it.
+$(STAMPS)/bin/go:
+	@mkdir -p $(STAMPS)/bin
+	@at_least() { \
+		have=$$(go version 2>/dev/null | sed -nE 's/^go version go([0-9]+\.[0-9]+).*/\1/p'); \
+		[ -n "$$have" ] && printf '%s\n' $$1 "$$have" | sort -C -V; \
+	}; \
+	at_least 1.0 || { echo 'Installing Go from Debian'; $(call apt_install,golang-go); }; \
+	if at_least $(GO_MINIMUM); then \
+		ln -sf "$$(command -v go)" $@; \
+	else \
+		echo 'Downloading Go $(GO_VERSION)'; \
+		module="golang.org/toolchain@v0.0.1-go$(GO_VERSION).linux-$$(go env GOARCH)"; \
+		GOMODCACHE='$(CACHE)/go' GOFLAGS=-modcacherw go mod download "$$module"; \
+		root="$(CACHE)/go/$$module"; \
+		chmod +x "$$root"/bin/* "$$root"/pkg/tool/*/*; \
+		ln -sf "$$root/bin/go" $@; \
+	fi
+	@go version
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: venv ## Judge the source: ruff, formatting, types, layers
+	ruff check
+	ruff format --check
+	mypy $(SOURCES)
+	lint-imports --no-logo
+
+.PHONY: format
+format: venv ## Rewrite the source as `lint` wants it, where ruff can
+	ruff check --fix
+	ruff format
+
+.PHONY: test-unit
+test-unit: venv ## Test what needs neither lab nor root: units, the house's rules, the engine on fakes
+	$(PYTEST) -m 'not long' $(UNIT_TESTS)
+
+.PHONY: test-lab
+test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
+	$(PYTEST) -m 'not long' tests/lab
+
+.PHONY: test
+test: lint test-unit test-lab ## Do all three, cheapest first
+
+.PHONY: test-long
+test-long: setup ## Run the tests that take minutes or hours
+	$(PYTEST) -m long tests
+
+# --- the lab --------------------------------------------------------------------------------------------------------
+
+.PHONY: lab-up
+lab-up: setup ## Boot the lab's machines, building first what is not cached
+	$(PYTHON) -m aoe_lab up
+
+.PHONY: lab-status
+lab-status: venv ## Show which of the lab's machines run
+	$(PYTHON) -m aoe_lab status
+
+.PHONY: lab-down
+lab-down: venv ## Stop the lab's machines and take down its network
+	$(PYTHON) -m aoe_lab down
+
+.PHONY: demo
+demo: setup ## Show a volume's life from creation to deletion, in the lab
+	$(PYTHON) -m aoe_lab.demo
+
+.PHONY: bench
+bench: setup ## Measure
+	$(PYTHON) bench/run.py
+
+# --- the source itself ----------------------------------------------------------------------------------------------
+
+# The include root is csi/, so that the stubs import each other as aoe_csi.proto. only_sync is the flag as the plugin
+# reads it.
+PROTO_OUT ?= csi
+.PHONY: proto
+proto: $(STAMPS)/venv ## Generate the gRPC stubs from csi/aoe_csi/proto/csi.proto
+	$(PYTHON) -m grpc_tools.protoc -Icsi --python_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) \
+		--plugin=$(dir $(PYTHON))protoc-gen-mypy --plugin=$(dir $(PYTHON))protoc-gen-mypy_grpc \
+		--mypy_out=quiet:$(PROTO_OUT) \
+		--mypy_grpc_out=quiet,only_sync,generate_concrete_servicer_stubs:$(PROTO_OUT) \
+		csi/aoe_csi/proto/csi.proto
+
+.PHONY: clean
+clean: ## Remove what make and the tools left in the checkout; the cache outside stays
+	rm -rf .venv $(STAMPS) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

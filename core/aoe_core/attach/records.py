@@ -1,0 +1,90 @@
+"""Stage records: what this node has taken on, one fsynced file per volume.
+
+Written before discovery and removed after clean-up: NodeUnstageVolume, NodeExpandVolume and NodeGetVolumeStats get no
+publish_context, so this file is where they learn the address. It is also the list of devices the sweeper must leave
+alone and the watchdog must look after.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from aoe_core.errors import Invalid
+from aoe_core.host.contracts import RecordFiles
+from aoe_core.model import AccessMode, Address, Attachment, Mac, VolumeId
+
+
+class FilesystemUse(msgspec.Struct, frozen=True, kw_only=True, tag="filesystem", forbid_unknown_fields=True):
+    """A volume used through a file system."""
+
+    mode: AccessMode
+    filesystem: Literal["ext4", "xfs"] = "ext4"
+    options: tuple[str, ...] = ()
+    """Mount options of the StorageClass or claim, passed through (SELinux's `context=` among them)."""
+    read_only: bool = False
+
+
+class BlockUse(msgspec.Struct, frozen=True, kw_only=True, tag="block", forbid_unknown_fields=True):
+    """A volume used as a raw block device."""
+
+    mode: AccessMode
+    read_only: bool = False
+
+
+Use = FilesystemUse | BlockUse
+
+
+class StageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One staged (or half-staged) volume."""
+
+    attachment: Attachment
+    staging_path: str
+    use: Use
+    interface: str
+    """The SAN interface of this machine; empty for a local volume."""
+    pinned_mac: Mac | None
+    """The one proven target, once it is; None while nobody was proven yet."""
+    staged: bool
+    """Whether staging came to its end; a half-staged volume is staged again from its start."""
+    targets: tuple[str, ...] = ()
+    """Paths it is published at."""
+    boot: str
+    """The boot it was written in: mounts and devices of an earlier boot are gone."""
+    dead_since_s: int = 0
+    """When the watchdog first saw its target dead (epoch seconds), 0 while it answers."""
+
+
+class StageRecords:
+    """All records of this node."""
+
+    def __init__(self, files: RecordFiles) -> None:
+        self._files = files
+
+    def all(self) -> tuple[StageRecord, ...]:
+        """Return every record. Raises: Invalid naming the file that cannot be read as one."""
+        records = []
+        for name, text in sorted(self._files.read_all().items()):
+            try:
+                records.append(msgspec.json.decode(text, type=StageRecord))
+            except msgspec.MsgspecError as error:
+                raise Invalid(
+                    f"stage record {name!r} is damaged ({error}); find out what the volume holds mounted, "
+                    "unmount it, then remove the file"
+                ) from error
+        return tuple(records)
+
+    def find(self, volume_id: VolumeId) -> StageRecord | None:
+        """Return a volume's record."""
+        return next((record for record in self.all() if record.attachment.volume_id == volume_id), None)
+
+    def of_address(self, address: Address) -> StageRecord | None:
+        """Return the record that holds an address."""
+        return next((record for record in self.all() if record.attachment.address == address), None)
+
+    def put(self, record: StageRecord) -> None:
+        """Write a record durably."""
+        self._files.write(record.attachment.volume_id, msgspec.json.encode(record).decode())
+
+    def drop(self, volume_id: VolumeId) -> None:
+        """Remove a record durably."""
+        self._files.remove(volume_id)

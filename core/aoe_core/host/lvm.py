@@ -1,0 +1,251 @@
+"""LVM2 through its commands: one report to read everything, named transient units to change anything.
+
+A change runs as `systemd-run --wait --pipe --unit=aoe-csi-lvm-…`: it outlives this process and its container, and
+its unit's name is a lock on the object and the handle to find it by (lvm2 must never be killed half-way).
+LVM's exit codes: 0 done, 5 failed; which failure it was is told by the text, matched where a caller must know.
+Sources: lvmreport(7), lvm.conf(5), lvcreate(8), lvmsystemid(7), systemd-run(1).
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound
+from aoe_core.host.contracts import Finished, LogicalVolume, LvKind, LvmReport, Runner, VolumeGroup
+
+log = logging.getLogger(__name__)
+
+_REPORT_S = 60.0
+_CHANGE_S = 120.0
+"""Generous: lvm2 waits for its own VG lock, behind every other change of the same VG."""
+
+_VG_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_systemid,vg_attr,vg_missing_pv_count"
+_LV_FIELDS = "lv_name,lv_size,lv_tags,lv_layout,pool_lv,origin,lv_active,data_percent,metadata_percent,lv_time,zero"
+
+
+class _VgRow(msgspec.Struct, frozen=True):
+    vg_name: str
+    vg_uuid: str
+    vg_size: str
+    vg_free: str
+    vg_extent_size: str
+    vg_systemid: str
+    vg_attr: str
+    vg_missing_pv_count: str
+
+
+class _LvRow(msgspec.Struct, frozen=True):
+    lv_name: str
+    lv_size: str
+    lv_tags: str
+    lv_layout: str
+    pool_lv: str
+    origin: str
+    lv_active: str
+    data_percent: str
+    metadata_percent: str
+    lv_time: str
+    zero: str
+
+
+class _Group(msgspec.Struct, frozen=True):
+    vg: list[_VgRow] = []
+    lv: list[_LvRow] = []
+
+
+class _Report(msgspec.Struct, frozen=True):
+    report: list[_Group]
+
+
+def parse_report(text: str, local_system_id: str) -> LvmReport:
+    """Turn `lvm fullreport --reportformat json` into values. Raises: CommandFailed when it is not that."""
+    try:
+        report = msgspec.json.decode(text, type=_Report)
+        groups: list[VolumeGroup] = []
+        volumes: list[LogicalVolume] = []
+        for entry in report.report:
+            if not entry.vg or not entry.vg[0].vg_name:
+                continue  # Physical volumes that belong to no VG.
+            group = _group(entry.vg[0], local_system_id)
+            groups.append(group)
+            volumes.extend(_volume(group.name, row) for row in entry.lv if row.lv_name)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CommandFailed(f"lvm's report cannot be read ({error}); check the installed lvm2's version") from error
+    return LvmReport(groups=tuple(groups), volumes=tuple(volumes))
+
+
+def _group(row: _VgRow, local_system_id: str) -> VolumeGroup:
+    # vg_attr: w/r writable, z resizable, x exported, p partial, …; see vgs(8).
+    return VolumeGroup(
+        name=row.vg_name,
+        uuid=row.vg_uuid,
+        size_bytes=int(row.vg_size or 0),
+        free_bytes=int(row.vg_free or 0),
+        extent_bytes=int(row.vg_extent_size or 0),
+        system_id=row.vg_systemid,
+        foreign=bool(row.vg_systemid) and row.vg_systemid != local_system_id,
+        exported=row.vg_attr[2:3] == "x",
+        partial=row.vg_attr[3:4] == "p" or int(row.vg_missing_pv_count or 0) > 0,
+        writable=row.vg_attr[:1] == "w",
+    )
+
+
+def _volume(vg: str, row: _LvRow) -> LogicalVolume:
+    layout = set(row.lv_layout.split(","))
+    if {"thin", "pool"} <= layout:
+        kind = LvKind.THIN_POOL
+    elif "thin" in layout:
+        kind = LvKind.THIN
+    elif layout & {"linear", "striped", "raid"} and "pool" not in layout:
+        kind = LvKind.THICK
+    else:
+        kind = LvKind.OTHER
+    return LogicalVolume(
+        vg=vg,
+        name=row.lv_name,
+        kind=kind,
+        size_bytes=int(row.lv_size or 0),
+        tags=frozenset(tag for tag in row.lv_tags.split(",") if tag),
+        thin_pool=row.pool_lv.strip("[]"),
+        origin=row.origin.strip("[]"),
+        active=row.lv_active == "active",
+        data_percent=float(row.data_percent or 0),
+        metadata_percent=float(row.metadata_percent or 0),
+        created_s=int(row.lv_time or 0),
+        zeroing=row.zero in ("zero", "1"),
+    )
+
+
+class HostLvm:
+    """The host's LVM."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._system_id: str | None = None
+
+    def report(self) -> LvmReport:
+        """Read all VGs and LVs with one `lvm fullreport`.
+
+        Raises: CommandFailed when lvm fails: what exists is then unknown, never "nothing".
+        """
+        finished = self._runner.run(
+            [
+                "lvm", "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix", "--foreign",
+                "--config", "report{time_format=\"%s\" compact_output=0}",
+                "--configreport", "vg", "-o", _VG_FIELDS,
+                "--configreport", "lv", "-o", _LV_FIELDS,
+                "--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_name",
+                "--configreport", "seg", "-o", "lv_name",
+            ],
+            timeout_s=_REPORT_S,
+        )  # fmt: skip
+        if finished.code != 0:
+            log.error("lvm report failed", extra={"code": finished.code, "stderr": finished.stderr})
+            raise CommandFailed(f"lvm could not report its volumes (exit {finished.code}); see this host's log")
+        return parse_report(finished.stdout, self.system_id())
+
+    def system_id(self) -> str:
+        """Return this host's LVM system ID, empty when it has none (lvmsystemid(7))."""
+        if self._system_id is None:
+            finished = self._runner.run(["lvm", "systemid"], timeout_s=_REPORT_S)
+            match = re.search(r"system ID:?\s*(\S*)", finished.stdout)
+            self._system_id = match[1] if finished.code == 0 and match else ""
+        return self._system_id
+
+    def create(self, vg: str, name: str, size_bytes: int, tags: Iterable[str], thin_pool: str = "") -> None:
+        """lvcreate; the content is left as it is (`-Wn -Zn`): the engine zeroes what must be zero, knowingly."""
+        tag_words = [word for tag in sorted(tags) for word in ("--addtag", tag)]
+        if thin_pool:
+            shape = ["--virtualsize", f"{size_bytes}b", "--thinpool", thin_pool]
+        else:
+            shape = ["--size", f"{size_bytes}b", "--wipesignatures", "n", "--zero", "n"]
+        self._change(vg, name, ["lvcreate", "--yes", "--name", name, *shape, *tag_words, vg])
+
+    def snapshot(self, vg: str, origin: str, name: str, tags: Iterable[str], *, writable: bool) -> None:
+        """Lvcreate -s of a thin LV, activated like any other (`-kn`)."""
+        tag_words = [word for tag in sorted(tags) for word in ("--addtag", tag)]
+        permission = "rw" if writable else "r"
+        self._change(
+            vg,
+            name,
+            ["lvcreate", "--yes", "--snapshot", "--setactivationskip", "n", "--permission", permission,
+             "--name", name, *tag_words, f"{vg}/{origin}"],
+        )  # fmt: skip
+
+    def retag(self, vg: str, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
+        """Lvchange with all tags in one metadata commit."""
+        words = [word for tag in sorted(remove) for word in ("--deltag", tag)]
+        words += [word for tag in sorted(add) for word in ("--addtag", tag)]
+        self._change(vg, name, ["lvchange", *words, f"{vg}/{name}"])
+
+    def extend(self, vg: str, name: str, size_bytes: int) -> None:
+        """Lvextend to an absolute size; "matches existing size" is success."""
+        self._change(vg, name, ["lvextend", "--size", f"{size_bytes}b", f"{vg}/{name}"])
+
+    def rename(self, vg: str, name: str, new_name: str) -> None:
+        """Lvrename."""
+        self._change(vg, name, ["lvrename", vg, name, new_name])
+
+    def activate(self, vg: str, name: str, *, on: bool) -> None:
+        """Lvchange -a."""
+        self._change(vg, name, ["lvchange", "--activate", "y" if on else "n", f"{vg}/{name}"])
+
+    def remove(self, vg: str, name: str) -> None:
+        """Lvremove; refuses an open LV."""
+        self._change(vg, name, ["lvremove", "--yes", f"{vg}/{name}"])
+
+    def _change(self, vg: str, name: str, argv: list[str]) -> None:
+        unit = "aoe-csi-lvm-" + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
+        finished = self._runner.run(
+            ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={unit}", "--property=LimitCORE=0",
+             "--setenv=LC_ALL=C", "--", *argv],
+            timeout_s=_CHANGE_S,
+        )  # fmt: skip
+        log.info(
+            "lvm change",
+            extra={"argv": argv, "code": finished.code, "ms": round(finished.seconds * 1000)},
+        )
+        if finished.code != 0:
+            error = _failure(f"{vg}/{name}", argv[0], finished)
+            if error is not None:
+                log.warning("lvm change failed", extra={"argv": argv, "stderr": finished.stderr})
+                raise error
+
+
+# What lvm2 2.03 and systemd-run say, and what it means; the first that matches counts.
+_BUSY = r"was already loaded|already exists, refusing|has a fragment file"
+_NOTHING_TO_DO = r"matches existing size|No size change|not larger than existing size"
+_MEANINGS: tuple[tuple[str, type[AoECsiError], str], ...] = (
+    (_BUSY, Busy, "a change of {lv} is still running on this host; try again when it has ended"),
+    (
+        r"insufficient (free|suitable|.*extents|.*space)|free extents|exceeds? .*free space|No space left|above threshold",
+        NoSpace,
+        "{lv}: the volume group or thin pool has too little free space; free some or add a disk",
+    ),
+    (r"already exists", Conflict, "logical volume {lv} exists already; choose another name"),
+    (
+        r"Failed to find logical volume|not found in volume group|Existing logical volume .* not found",
+        NotFound,
+        "logical volume {lv} does not exist; check its name with lvs",
+    ),
+    (r"Volume group \"?\S+\"? not found", NotFound, "{lv}: its volume group does not exist here; attach its disks"),
+    (
+        r"contains a filesystem in use|in use\.?$|is used by another device|in use by|is in use",
+        InUse,
+        "logical volume {lv} is open; stop what uses it first",
+    ),
+)
+
+
+def _failure(lv: str, command: str, finished: Finished) -> AoECsiError | None:
+    """Name a failed change by its text; None when there was nothing to do."""
+    text = finished.stderr + finished.stdout
+    if re.search(_NOTHING_TO_DO, text):
+        return None
+    for pattern, kind, sentence in _MEANINGS:
+        if re.search(pattern, text, re.IGNORECASE | re.MULTILINE):
+            return kind(sentence.format(lv=lv))
+    reason = next((line.strip() for line in text.splitlines() if line.strip() and "WARNING" not in line), "no message")
+    return CommandFailed(f"{command} of {lv} failed (exit {finished.code}): {reason[:200]}")

@@ -1,0 +1,166 @@
+"""Host preparation: what a machine must have before it exports or attaches, written as plain files and units.
+
+`wanted` is pure: settings in, files out. `prepare` writes those that differ, reloads what reads them, and gives
+unowned volume groups of the configured pools this host's system ID. It can be run again at any time; it never
+touches a running export. What it cannot decide for an administrator (an lvmlocal.conf of their own) it reports.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from aoe_core.errors import CommandFailed
+from aoe_core.host.contracts import Runner
+from aoe_core.host.ingress import boot_ruleset
+from aoe_core.host.lvm import HostLvm
+from aoe_core.host.runner import HostRunner
+from aoe_core.settings import Settings
+
+LIBEXEC = "/usr/local/lib/aoe-csi"
+_UNITS = "/etc/systemd/system"
+_LVM_LOCAL = Path("/etc/lvm/lvmlocal.conf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFile:
+    """A file the host must have."""
+
+    path: str
+    text: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What was done, or would be, and what a person must do."""
+
+    done: tuple[str, ...]
+    remaining: tuple[str, ...]
+
+
+def wanted(settings: Settings) -> tuple[HostFile, ...]:
+    """Return every file this machine must have."""
+    interfaces = [san.interface for san in settings.san]
+    files = [
+        HostFile(path="/etc/aoe-csi/ingress.nft", text=boot_ruleset(interfaces)),
+        HostFile(path=f"{_UNITS}/aoe-csi-ingress.service", text=_template("aoe-csi-ingress.service", settings)),
+        # Also on machines that only export: somebody's modprobe must not make them attach from every interface.
+        HostFile(path="/etc/modprobe.d/aoe-csi.conf", text=_template("aoe-csi-modprobe.conf", settings)),
+        HostFile(path="/etc/udev/rules.d/10-aoe-csi.rules", text=_template("aoe-csi.rules", settings)),
+    ]
+    if settings.pool:
+        files += [
+            HostFile(path=f"{_UNITS}/aoe-csi-export@.service", text=_template("aoe-csi-export@.service", settings)),
+            HostFile(path=f"{_UNITS}/aoe-csi-exports.service", text=_template("aoe-csi-exports.service", settings)),
+            HostFile(path=f"{LIBEXEC}/export-wrapper", text=_template("export-wrapper", settings), mode=0o755),
+            HostFile(path=f"{LIBEXEC}/start-exports", text=_template("start-exports", settings), mode=0o755),
+        ]
+    return tuple(files)
+
+
+def prepare(settings: Settings, *, check: bool = False, runner: Runner | None = None) -> Preparation:
+    """Bring the host to what `wanted` says; with `check`, only say what differs. Raises: CommandFailed."""
+    runner = runner or HostRunner()
+    done: list[str] = []
+    remaining: list[str] = []
+    differing = [file for file in wanted(settings) if not _matches(file)]
+    for file in differing:
+        done.append(f"write {file.path}")
+        if not check:
+            _write(file)
+    if not check and differing:
+        _run(runner, ["systemctl", "daemon-reload"])
+        _run(runner, ["udevadm", "control", "--reload"])
+    _prepare_lvm(settings, runner, done, remaining, check=check)
+    units = ["aoe-csi-ingress.service", *(["aoe-csi-exports.service"] if settings.pool else [])]
+    for unit in units:
+        if runner.run(["systemctl", "is-enabled", "--quiet", unit], timeout_s=30).code != 0:
+            done.append(f"enable {unit}")
+            if not check:
+                _run(runner, ["systemctl", "enable", "--quiet", unit])
+    if runner.run(["systemctl", "is-active", "--quiet", units[0]], timeout_s=30).code != 0:
+        done.append(f"start {units[0]}")
+        if not check:
+            _run(runner, ["systemctl", "start", units[0]])
+    if not check:
+        _load_module(settings, runner, done)
+    return Preparation(done=tuple(done), remaining=tuple(remaining))
+
+
+def _prepare_lvm(settings: Settings, runner: Runner, done: list[str], remaining: list[str], *, check: bool) -> None:
+    text = _template("lvmlocal.conf", settings)
+    present = _LVM_LOCAL.read_text(encoding="utf-8") if _LVM_LOCAL.exists() else ""
+    if present != text:
+        # The distribution's file holds an empty `local` section and comments only.
+        own = re.sub(r"(?m)^\s*#.*$|local\s*\{|\}|\s", "", present)
+        if own and "aoe-csi" not in present:
+            remaining.append(f"{_LVM_LOCAL} has settings of yours; merge these into it by hand:\n{text}")
+        else:
+            done.append(f"write {_LVM_LOCAL}")
+            if not check:
+                _write(HostFile(path=str(_LVM_LOCAL), text=text))
+    if not settings.pool or check:
+        return
+    lvm = HostLvm(runner)
+    system_id = lvm.system_id()
+    for group in lvm.report().groups:
+        if group.name in {pool.volume_group for pool in settings.pool} and not group.system_id:
+            done.append(f"give volume group {group.name} the system ID {system_id}")
+            _run(runner, ["vgchange", "--yes", "--systemid", system_id, group.name])
+
+
+def _load_module(settings: Settings, runner: Runner, done: list[str]) -> None:
+    """Load the initiator's module, and bring a module that somebody loaded before into line: it ignores options."""
+    if not settings.compute or not settings.san:
+        return
+    loaded = Path("/sys/module/aoe").exists()
+    if not loaded:
+        done.append("load module aoe")
+        _run(runner, ["modprobe", "aoe"])
+    deadsecs = Path("/sys/module/aoe/parameters/aoe_deadsecs")
+    if deadsecs.read_text(encoding="ascii").strip() != str(settings.initiator.deadsecs):
+        done.append(f"set aoe_deadsecs to {settings.initiator.deadsecs}")
+        deadsecs.write_text(str(settings.initiator.deadsecs), encoding="ascii")
+    if loaded:
+        # The list cannot be read back once it was set through the control file, so it is simply set again.
+        Path("/dev/etherd/interfaces").write_text(" ".join(san.interface for san in settings.san), encoding="ascii")
+
+
+def _template(name: str, settings: Settings) -> str:
+    text = resources.files("aoe_core.host").joinpath("files", name).read_text(encoding="utf-8")
+    return (
+        text.replace("@STATE@", settings.state_directory)
+        .replace("@LIBEXEC@", LIBEXEC)
+        .replace("@INTERFACES@", ",".join(san.interface for san in settings.san))
+        .replace("@DEADSECS@", str(settings.initiator.deadsecs))
+    )
+
+
+def _matches(file: HostFile) -> bool:
+    path = Path(file.path)
+    try:
+        return path.read_text(encoding="utf-8") == file.text and path.stat().st_mode & 0o777 == file.mode
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _write(file: HostFile) -> None:
+    path = Path(file.path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(file.text, encoding="utf-8")
+        temporary.chmod(file.mode)
+        temporary.rename(path)
+    except OSError as error:
+        raise CommandFailed(
+            f"{file.path} cannot be written ({error.strerror}); run this as root on the host"
+        ) from error
+
+
+def _run(runner: Runner, argv: list[str]) -> None:
+    finished = runner.run(argv, timeout_s=60)
+    if finished.code != 0:
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CommandFailed(f"{' '.join(argv)} failed (exit {finished.code}): {reason}")

@@ -1,0 +1,627 @@
+"""The storage node's engine: observe, plan, apply, for volumes, snapshots and grants of this machine.
+
+Implements the CSI controller's `Provisioner`. It keeps no state of its own: LVM and the export files are read anew for
+every call, so that any process may be killed at any time and the next one carries on. Calls for one volume are
+serialised by the caller (the CSI servicer's locks, the operator's per-object queue); calls for different volumes run
+side by side and meet only in the allocation of addresses.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from aoe_core.errors import (
+    AoECsiError,
+    Busy,
+    CommandFailed,
+    Conflict,
+    InUse,
+    Invalid,
+    NoSpace,
+    NotFound,
+    Unfinished,
+    Unreachable,
+)
+from aoe_core.host.blocks import HostBlockDevices
+from aoe_core.host.contracts import LogicalVolume, LvmReport
+from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former, HostExportUnits
+from aoe_core.host.files import DurableFiles
+from aoe_core.host.lvm import HostLvm
+from aoe_core.host.runner import HostRunner
+from aoe_core.model import (
+    MAX_MASK_MACS,
+    AccessMode,
+    Address,
+    Attachment,
+    Capacity,
+    FromSnapshot,
+    FromVolume,
+    Mac,
+    NodeIdentity,
+    NodeName,
+    PoolName,
+    SanName,
+    Snapshot,
+    SnapshotId,
+    Volume,
+    VolumeId,
+    VolumeSpec,
+    VolumeState,
+    VolumeStatus,
+    parse_mac,
+    serial_of,
+)
+from aoe_core.settings import Pool, San, Settings
+from aoe_core.volumes import addresses, grants, plan, pools, tags
+from aoe_core.volumes.actions import Action, ActivateLv, CopyRange, DropExport, RetagLv, StartExport, StopExport
+from aoe_core.volumes.apply import apply
+from aoe_core.volumes.host import StorageHost
+from aoe_core.volumes.jobs import JobBoard
+
+log = logging.getLogger(__name__)
+
+FILESYSTEMS = frozenset({"ext4", "xfs"})
+
+_COPY_WAIT_S = 20.0
+"""How long a CreateVolume call waits for its copy before it answers "still copying"."""
+
+
+class Engine:
+    """Volumes, snapshots and grants of one storage node."""
+
+    def __init__(self, settings: Settings, host: StorageHost, *, jobs: JobBoard | None = None) -> None:
+        self._settings = settings
+        self._host = host
+        self._jobs = jobs or JobBoard()
+        self._allocation = threading.Lock()
+
+    # --- what there is ------------------------------------------------------------------------------------------
+
+    def pools(self) -> tuple[PoolName, ...]:
+        """Return the configured pools."""
+        return tuple(PoolName(pool.name) for pool in self._settings.pool)
+
+    def sans(self) -> tuple[SanName, ...]:
+        """Return the configured SANs."""
+        return tuple(SanName(san.name) for san in self._settings.san)
+
+    def has_snapshots(self) -> bool:
+        """Say whether any pool is thin."""
+        return any(pool.thin_pool for pool in self._settings.pool)
+
+    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
+        """Return what one pool or all can still give out; a pool that cannot be used gives nothing."""
+        if san is not None and self._settings.san_named(san) is None:
+            return Capacity(available_bytes=0, maximum_volume_bytes=0)
+        report = self._host.lvm.report()
+        parts = [
+            pools.capacity(pools.view(one, report))
+            for one in self._settings.pool
+            if pool in (None, one.name) and pools.find_problem(one, report) is None
+        ]
+        return Capacity(
+            available_bytes=sum(part.available_bytes for part in parts),
+            maximum_volume_bytes=min(
+                max((part.maximum_volume_bytes for part in parts), default=0), self._settings.max_volume_bytes
+            ),
+        )
+
+    def get_volume(self, volume_id: VolumeId) -> VolumeStatus:
+        """Return a ready volume and its grants."""
+        found = self._find_volume(self._host.lvm.report(), volume_id)
+        volume = plan.require_found(found[0] if found else None, volume_id)
+        return VolumeStatus(volume=volume, grants=tuple(file.grant for file in self._held(volume_id)))
+
+    def list_volumes(self) -> tuple[VolumeStatus, ...]:
+        """Return every ready volume with its grants, ordered by id; one LVM call."""
+        report = self._host.lvm.report()
+        by_volume: dict[VolumeId, list[ExportFile]] = {}
+        for file in self._host.export_files.all():
+            if file.state is not ExportState.RESTING:
+                by_volume.setdefault(file.volume_id, []).append(file)
+        return tuple(
+            VolumeStatus(volume=volume, grants=tuple(file.grant for file in by_volume.get(volume.volume_id, ())))
+            for volume, _ in sorted(self._volumes(report), key=lambda pair: pair[0].volume_id)
+            if volume.state is VolumeState.READY
+        )
+
+    def get_snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
+        """Return a snapshot."""
+        found = self._find_snapshot(self._host.lvm.report(), snapshot_id)
+        if found is None:
+            raise NotFound(f"snapshot {snapshot_id} does not exist on this machine")
+        return found[0]
+
+    def list_snapshots(self) -> tuple[Snapshot, ...]:
+        """Return every snapshot, ordered by id; one LVM call."""
+        snapshots = (snapshot for snapshot, _ in self._snapshots(self._host.lvm.report()))
+        return tuple(sorted(snapshots, key=lambda snapshot: snapshot.snapshot_id))
+
+    # --- volumes ------------------------------------------------------------------------------------------------
+
+    def create_volume(self, spec: VolumeSpec) -> Volume:
+        """Make a volume, or return it if it is there and the same."""
+        pool_settings = self._require_pool(spec.pool)
+        if spec.size_bytes > self._settings.max_volume_bytes:
+            raise plan.too_large(spec.volume_id, spec.size_bytes, self._settings.max_volume_bytes)
+        report = self._host.lvm.report()
+        found = self._find_volume(report, spec.volume_id)
+        if found is not None and found[0].state is VolumeState.READY:
+            plan.require_same(found[0], spec)
+            return found[0]
+        pool = pools.view(pool_settings, report)
+        if found is not None and not self._is_same_attempt(found, spec):
+            # Nobody was given it: what a crash left of another attempt, or of a deletion.
+            self._discard(found, report)
+            report = self._host.lvm.report()
+            pool = pools.view(pool_settings, report)
+        source, source_lv = self._source(report, spec)
+        actions = plan.plan_create(spec, pool, source, source_lv)
+        if any(isinstance(action, CopyRange) for action in actions):
+            self._copy(spec, actions)
+        else:
+            apply(self._host, actions)
+        return Volume(
+            volume_id=spec.volume_id,
+            pool=spec.pool,
+            size_bytes=spec.size_bytes,
+            device_bytes=pool.device_bytes(spec.size_bytes),
+            state=VolumeState.READY,
+            durability=spec.durability,
+            wipe=spec.wipe,
+            source=spec.source,
+            filesystem=source.filesystem if source else None,
+        )
+
+    def delete_volume(self, volume_id: VolumeId) -> None:
+        """Free a volume's name; a thick one's space is wiped in the background."""
+        report = self._host.lvm.report()
+        found = self._find_volume(report, volume_id)
+        held = self._held(volume_id)
+        if found is None:
+            if held:
+                raise InUse(
+                    f"volume {volume_id} is lost (no logical volume) and still published to "
+                    f"{', '.join(sorted({file.node for file in held}))}; unpublish it first"
+                )
+            return
+        volume, lv = found
+        copies = [one for one, _ in self._volumes(report) if _is_copying_from(one, volume_id)]
+        actions = plan.plan_delete(volume, lv, held, copies, [one.name for one in report.volumes])
+        if lv.active and self._host.blocks.open_count(lv.path) > 0:
+            raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
+        apply(self._host, actions)
+        self.wipe_deleted()
+
+    def wipe_deleted(self) -> None:
+        """Start to wipe every deleted volume that is not being wiped yet."""
+        report = self._host.lvm.report()
+        for volume, lv in self._volumes(report):
+            if volume.state is not VolumeState.DELETING or not lv.name.startswith("d-"):
+                continue
+            actions = plan.plan_wipe(volume, lv)
+            try:
+                self._jobs.run(
+                    f"wipe/{lv.vg}/{lv.name}",
+                    f"wiping deleted volume {volume.volume_id}",
+                    len(actions),
+                    self._work(actions),
+                    wait_s=0,
+                )
+            except Unfinished:
+                continue  # It runs; nobody waits for it.
+
+    def expand_volume(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> Volume:
+        """Grow a volume and restart its exports."""
+        if size_bytes > self._settings.max_volume_bytes:
+            raise plan.too_large(volume_id, size_bytes, self._settings.max_volume_bytes)
+        report = self._host.lvm.report()
+        volume, lv = self._require_volume(report, volume_id)
+        pool = pools.view(self._require_pool(volume.pool), report)
+        apply(
+            self._host,
+            plan.plan_expand(
+                volume, lv, pool, size_bytes=size_bytes, limit_bytes=limit_bytes, exports=self._held(volume_id)
+            ),
+        )
+        return replace(
+            volume,
+            size_bytes=max(volume.size_bytes, size_bytes),
+            device_bytes=max(volume.device_bytes, pool.device_bytes(size_bytes)),
+        )
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    def create_snapshot(self, snapshot_id: SnapshotId, source: VolumeId) -> Snapshot:
+        """Take a thin snapshot, or return it if it is there."""
+        report = self._host.lvm.report()
+        found = self._find_snapshot(report, snapshot_id)
+        if found is not None:
+            if found[0].source != source:
+                raise Conflict(
+                    f"snapshot {snapshot_id} exists of volume {found[0].source}, not of {source}; choose another name"
+                )
+            return found[0]
+        volume, lv = self._require_volume(report, source)
+        pool = pools.view(self._require_pool(volume.pool), report)
+        # Planned twice: a refusal must come before the device is read.
+        plan.plan_snapshot(snapshot_id, volume, lv, pool, None)
+        filesystem = self._note_filesystem(volume, lv)
+        apply(self._host, plan.plan_snapshot(snapshot_id, volume, lv, pool, filesystem))
+        return self.get_snapshot(snapshot_id)
+
+    def delete_snapshot(self, snapshot_id: SnapshotId) -> None:
+        """Remove a snapshot."""
+        found = self._find_snapshot(self._host.lvm.report(), snapshot_id)
+        if found is not None:
+            apply(self._host, plan.plan_delete_snapshot(found[1]))
+
+    # --- grants -------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, volume_id: VolumeId, node: NodeIdentity, mode: AccessMode, *, read_only: bool, block: bool
+    ) -> Attachment:
+        """Grant a node a volume; its export serves once this returns."""
+        node = self._require_node(node)
+        report = self._host.lvm.report()
+        volume, lv = self._require_volume(report, volume_id)
+        writable = mode.writes and not read_only
+        if mode is AccessMode.MULTI_NODE_MULTI_WRITER and not block:
+            raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
+        copies = [one for one, _ in self._volumes(report) if _is_copying_from(one, volume_id)]
+        if writable and copies:
+            raise Busy(f"volume {volume_id} is being copied to {copies[0].volume_id}; it can be written to afterwards")
+        if not lv.active:
+            apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
+        filesystem = self._note_filesystem(volume, lv)
+        with self._allocation:
+            file, start = self._allocate(volume, lv, node, mode, writable=writable, block=block)
+        try:
+            apply(self._host, start)
+        except CommandFailed as error:
+            # The file stands, and systemd goes on trying: the grant may yet come into force.
+            raise Unfinished(
+                f"volume {volume_id} is granted to node {node.name} but not served yet: {error}"
+            ) from error
+        return Attachment(
+            volume_id=volume_id,
+            transport=file.grant.transport,
+            serial=file.serial,
+            size_bytes=volume.size_bytes,
+            filesystem=filesystem or "",
+            writable=writable,
+            address=file.address,
+            san=file.san,
+            target_mac=self._host.interface_mac(file.interface) if file.interface else None,
+            device=lv.path if file.address is None else "",
+        )
+
+    def unpublish(self, volume_id: VolumeId, node: NodeName | None) -> None:
+        """Revoke one node's grant, or all; proven revoked once this returns."""
+        held = [file for file in self._held(volume_id) if node in (None, file.node)]
+        for file in held:
+            if file.address is None:
+                self._revoke_local(file)
+            else:
+                apply(self._host, plan.plan_revoke(file, self._host.now_s()))
+        if held:
+            self._note_filesystem_if_possible(volume_id)
+
+    def recover(self) -> None:
+        """Finish what a crash cut short: half revoked exports, units without a grant, exports that do not run."""
+        files = self._host.export_files.all()
+        live = {file.address for file in files if file.state is ExportState.LIVE}
+        for file in files:
+            if file.state is ExportState.REVOKING:
+                self._try(plan.plan_revoke(file, self._host.now_s()))
+        states = self._host.export_units.states()
+        for address, unit in states.items():
+            if unit.active and address not in live:
+                log.warning("export without a grant is stopped", extra={"address": str(address)})
+                self._try((StopExport(address=address),))
+        for wanted in live:
+            if wanted is not None and (wanted not in states or not states[wanted].active):
+                self._try((StartExport(address=wanted),))
+        self._try_wipes()
+
+    def start_background(self) -> None:
+        """Recover, without holding up whoever starts the server."""
+        threading.Thread(target=self._recover_logged, name="recover", daemon=True).start()
+
+    def stop_background(self) -> None:
+        """Do nothing: jobs may be cut at any time and are found again at the next start."""
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    def _recover_logged(self) -> None:
+        try:
+            self.recover()
+        except AoECsiError as error:
+            log.error("recovery is not complete", extra={"error": str(error)})
+
+    def _try(self, actions: tuple[Action, ...]) -> None:
+        try:
+            apply(self._host, actions)
+        except AoECsiError as error:
+            log.error("recovery step failed", extra={"error": str(error)})
+
+    def _try_wipes(self) -> None:
+        try:
+            self.wipe_deleted()
+        except AoECsiError as error:
+            log.error("wiping could not start", extra={"error": str(error)})
+
+    def _work(self, actions: tuple[Action, ...]) -> Callable[[Callable[[int], None]], None]:
+        def work(report: Callable[[int], None]) -> None:
+            done = 0
+
+            def count(_: Action) -> None:
+                nonlocal done
+                done += 1
+                report(done)
+
+            apply(self._host, actions, count)
+
+        return work
+
+    def _copy(self, spec: VolumeSpec, actions: tuple[Action, ...]) -> None:
+        source = plan.source_words(spec.source)
+        if isinstance(spec.source, FromVolume):
+            writers = [file.node for file in self._held(spec.source.volume_id) if file.writable]
+            if writers:
+                raise InUse(
+                    f"volume {spec.source.volume_id} is published read-write to {', '.join(writers)}; a thick volume "
+                    "can be copied only while nobody writes to it: unpublish it first"
+                )
+        self._jobs.run(
+            f"copy/{spec.volume_id}",
+            f"copying {source} to volume {spec.volume_id}",
+            len(actions),
+            self._work(actions),
+            wait_s=_COPY_WAIT_S,
+        )
+
+    def _discard(self, found: tuple[Volume, LogicalVolume], report: LvmReport) -> None:
+        volume, lv = found
+        apply(self._host, plan.plan_delete(volume, lv, (), (), [one.name for one in report.volumes]))
+        self._try_wipes()
+
+    def _is_same_attempt(self, found: tuple[Volume, LogicalVolume], spec: VolumeSpec) -> bool:
+        volume, _ = found
+        if volume.state is not VolumeState.NEW:
+            return False
+        wanted = (spec.size_bytes, spec.pool, spec.durability, spec.wipe, spec.source)
+        return (volume.size_bytes, volume.pool, volume.durability, volume.wipe, volume.source) == wanted
+
+    def _source(self, report: LvmReport, spec: VolumeSpec) -> tuple[Volume | Snapshot | None, LogicalVolume | None]:
+        if spec.source is None:
+            return None, None
+        source: Volume | Snapshot
+        if isinstance(spec.source, FromSnapshot):
+            snapshot = self._find_snapshot(report, spec.source.snapshot_id)
+            if snapshot is None:
+                raise NotFound(f"{plan.source_words(spec.source)}, source of {spec.volume_id}, does not exist")
+            source, lv = snapshot
+        else:
+            volume, lv = self._require_volume(report, spec.source.volume_id)
+            source = replace(volume, filesystem=self._note_filesystem(volume, lv))
+        if source.pool != spec.pool:
+            raise Invalid(
+                f"{plan.source_words(spec.source)} lies in pool {source.pool!r}, {spec.volume_id} is asked for in "
+                f"{spec.pool!r}; copies stay in their source's pool, ask for {source.pool!r}"
+            )
+        return source, lv
+
+    def _allocate(
+        self, volume: Volume, lv: LogicalVolume, node: NodeIdentity, mode: AccessMode, *, writable: bool, block: bool
+    ) -> tuple[ExportFile, tuple[Action, ...]]:
+        """Choose and write the export file, and return it with what is left to do. Holds: the allocation lock."""
+        files = self._host.export_files.all()
+        held = [file for file in files if file.volume_id == volume.volume_id and file.state is not ExportState.RESTING]
+        revoking = [file for file in held if file.state is ExportState.REVOKING and file.node == node.name]
+        if revoking:
+            raise Busy(f"volume {volume.volume_id} is being taken from node {node.name}; unpublish it to the end first")
+        own = grants.find_same([file.grant for file in held], node, mode, writable=writable, block=block)
+        if own is not None:
+            return self._refresh(next(file for file in held if file.grant == own), node)
+        grants.require_admissible(volume.volume_id, [file.grant for file in held], mode, writable=writable, block=block)
+        address: Address | None = None
+        san: San | None = None
+        former: tuple[Former, ...] = ()
+        macs: tuple[Mac, ...] = ()
+        if node.name != self._settings.node:
+            san = self._shared_san(node)
+            macs = node.macs_on(SanName(san.name))
+            address, former = addresses.choose(
+                san.shelves,
+                files,
+                node,
+                san=SanName(san.name),
+                now_s=self._host.now_s(),
+                rest_s=self._settings.exports.rest_s,
+            )
+        file = ExportFile(
+            address=address,
+            state=ExportState.LIVE,
+            volume_id=volume.volume_id,
+            device=lv.path,
+            serial=serial_of(volume.volume_id),
+            node=node.name,
+            boot=node.boot,
+            mode=mode,
+            writable=writable,
+            block=block,
+            san=SanName(san.name) if san else None,
+            interface=san.interface if san else "",
+            macs=macs,
+            durability=volume.durability,
+            buffers=self._settings.exports.buffers,
+            exporter=self._settings.exports.exporter,
+            granted_s=self._host.now_s(),
+            size_bytes=lv.size_bytes,
+            former=former,
+        )
+        reserve, *start = plan.plan_publish(file, restart=False)
+        apply(self._host, (reserve,))
+        return file, tuple(start)
+
+    def _refresh(self, file: ExportFile, node: NodeIdentity) -> tuple[ExportFile, tuple[Action, ...]]:
+        """Bring a standing grant up to date with its node's network cards and boot."""
+        if file.address is None or file.san is None:
+            return file, ()
+        macs = node.macs_on(file.san)
+        if not macs:
+            raise Unreachable(
+                f"node {node.name} is no longer on SAN {file.san}; its volume {file.volume_id} is served there"
+            )
+        if macs == file.macs and node.boot == file.boot:
+            return file, (StartExport(address=file.address),)
+        fresh = replace(file, macs=macs, boot=node.boot)
+        reserve, *start = plan.plan_publish(fresh, restart=macs != file.macs)
+        apply(self._host, (reserve,))
+        return fresh, tuple(start)
+
+    def _shared_san(self, node: NodeIdentity) -> San:
+        ours = [san for san in self._settings.san if san.shelves]
+        for san in ours:
+            macs = node.macs_on(SanName(san.name))
+            if len(macs) > MAX_MASK_MACS:
+                raise NoSpace(
+                    f"node {node.name} has {len(macs)} network cards on SAN {san.name}, an export admits "
+                    f"{MAX_MASK_MACS}; list fewer in the node's configuration"
+                )
+            if macs:
+                return san
+        raise Unreachable(
+            f"node {node.name} (SANs: {', '.join(san for san, _ in node.macs) or 'none'}) shares no SAN with this "
+            f"storage machine ({', '.join(san.name for san in ours) or 'none'}); check both configurations"
+        )
+
+    def _require_node(self, node: NodeIdentity) -> NodeIdentity:
+        """Return the node with the cards it may use."""
+        if node.name == self._settings.node:
+            return node
+        configured = self._settings.known_macs(node.name)
+        if configured is None:
+            raise NotFound(f"node {node.name} is not known here; add it to `known_node` in the configuration")
+        if not configured:
+            return node
+        return replace(node, macs=tuple(configured.items()))
+
+    def _revoke_local(self, file: ExportFile) -> None:
+        report = self._host.lvm.report()
+        found = self._find_volume(report, file.volume_id)
+        if found is not None and found[1].active:
+            units = self._host.export_units.states()
+            ours = sum(
+                1
+                for other in self._held(file.volume_id)
+                if other.address is not None and other.address in units and units[other.address].locked
+            )
+            openers = self._host.blocks.open_count(found[1].path) - ours
+            if openers > 0:
+                raise InUse(
+                    f"volume {file.volume_id} is still open on {file.node} ({openers} openers of {file.device}); "
+                    "unstage it there first"
+                )
+        apply(self._host, (DropExport(file=file),))
+
+    def _note_filesystem(self, volume: Volume, lv: LogicalVolume) -> str | None:
+        """Look what file system a volume carries, and remember the first one seen in its tags."""
+        if volume.filesystem is not None:
+            return volume.filesystem
+        if not lv.active:
+            return None
+        found = self._host.blocks.signature(lv.path)
+        if found not in FILESYSTEMS:
+            return None
+        apply(
+            self._host,
+            (RetagLv(vg=lv.vg, name=lv.name, add=frozenset({tags.filesystem_tag(found)}), remove=frozenset()),),
+        )
+        return found
+
+    def _note_filesystem_if_possible(self, volume_id: VolumeId) -> None:
+        # Publish looks again before it grants, so a failure here loses nothing.
+        try:
+            found = self._find_volume(self._host.lvm.report(), volume_id)
+            if found is not None and found[0].state is VolumeState.READY:
+                self._note_filesystem(*found)
+        except AoECsiError as error:
+            log.warning("file system not looked at", extra={"volume": volume_id, "error": str(error)})
+
+    def _require_pool(self, name: PoolName) -> Pool:
+        pool = self._settings.pool_named(name)
+        if pool is None:
+            known = ", ".join(self.pools()) or "none"
+            raise Invalid(f"pool {name!r} does not exist on this machine; its pools are: {known}")
+        return pool
+
+    def _require_volume(self, report: LvmReport, volume_id: VolumeId) -> tuple[Volume, LogicalVolume]:
+        found = self._find_volume(report, volume_id)
+        if found is None:
+            for file in self._held(volume_id):
+                raise NotFound(
+                    f"volume {volume_id} is lost: published to {file.node}, but {file.device} is not there; "
+                    "bring its disks back, it will not be made anew"
+                )
+        plan.require_found(found[0] if found else None, volume_id)
+        assert found is not None
+        return found
+
+    def _find_volume(self, report: LvmReport, volume_id: VolumeId) -> tuple[Volume, LogicalVolume] | None:
+        name = tags.volume_lv_name(volume_id)
+        return next(((volume, lv) for volume, lv in self._volumes(report) if lv.name == name), None)
+
+    def _find_snapshot(self, report: LvmReport, snapshot_id: SnapshotId) -> tuple[Snapshot, LogicalVolume] | None:
+        name = tags.snapshot_lv_name(snapshot_id)
+        return next(((one, lv) for one, lv in self._snapshots(report) if lv.name == name), None)
+
+    def _volumes(self, report: LvmReport) -> list[tuple[Volume, LogicalVolume]]:
+        pairs = ((tags.read_volume(lv, pool), lv) for lv, pool in self._members(report))
+        return [(volume, lv) for volume, lv in pairs if volume is not None]
+
+    def _snapshots(self, report: LvmReport) -> list[tuple[Snapshot, LogicalVolume]]:
+        pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report))
+        return [(snapshot, lv) for snapshot, lv in pairs if snapshot is not None]
+
+    def _members(self, report: LvmReport) -> list[tuple[LogicalVolume, PoolName]]:
+        by_place = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in self._settings.pool}
+        members = []
+        for lv in report.volumes:
+            pool = by_place.get((lv.vg, lv.thin_pool))
+            if pool is not None:
+                members.append((lv, pool))
+        return members
+
+    def _held(self, volume_id: VolumeId) -> list[ExportFile]:
+        files = self._host.export_files.all()
+        return [file for file in files if file.volume_id == volume_id and file.state is not ExportState.RESTING]
+
+
+def _is_copying_from(volume: Volume, source: VolumeId) -> bool:
+    return volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
+
+
+def open_engine(settings: Settings) -> Engine:
+    """Return the engine of this machine."""
+    runner = HostRunner()
+    host = StorageHost(
+        lvm=HostLvm(runner),
+        blocks=HostBlockDevices(runner),
+        export_files=ExportFiles(DurableFiles(Path(settings.state_directory) / "exports")),
+        export_units=HostExportUnits(runner),
+        interface_mac=_interface_mac,
+        now_s=lambda: int(time.time()),
+    )
+    return Engine(settings, host)
+
+
+def _interface_mac(interface: str) -> Mac | None:
+    try:
+        return parse_mac(Path(f"/sys/class/net/{interface}/address").read_text(encoding="ascii"))
+    except (OSError, Invalid):
+        return None

@@ -1,0 +1,22 @@
+"""The storage side of a host, as one value: what the engine is given to act with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aoe_core.host.contracts import BlockDevices, ExportUnits, Lvm
+from aoe_core.host.exports import ExportFiles
+from aoe_core.model import Mac
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageHost:
+    """LVM, block devices, export files and units of one machine, and its clock."""
+
+    lvm: Lvm
+    blocks: BlockDevices
+    export_files: ExportFiles
+    export_units: ExportUnits
+    interface_mac: Callable[[str], Mac | None]
+    """The MAC address of a network interface, None when there is no such interface."""
+    now_s: Callable[[], int]
+    """Seconds since the epoch."""

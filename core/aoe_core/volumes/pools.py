@@ -1,0 +1,125 @@
+"""Pools: what the configuration names, seen in LVM's report. Pure."""
+
+from dataclasses import dataclass
+
+from aoe_core import settings
+from aoe_core.errors import NoSpace, Unreachable
+from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport, VolumeGroup
+from aoe_core.model import Capacity, PoolName
+from aoe_core.units import format_bytes, round_up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """One pool as LVM shows it now, proven usable."""
+
+    pool: settings.Pool
+    group: VolumeGroup
+    thin: LogicalVolume | None
+    """The thin pool LV, or None for a thick pool."""
+    members: tuple[LogicalVolume, ...]
+    """Every LV in the pool, ours or not."""
+
+    @property
+    def name(self) -> PoolName:
+        """The pool's name."""
+        return PoolName(self.pool.name)
+
+    @property
+    def vg(self) -> str:
+        """The volume group's name."""
+        return self.group.name
+
+    def device_bytes(self, size_bytes: int) -> int:
+        """Return the LV size that holds `size_bytes`: whole extents."""
+        return round_up(max(size_bytes, 1), self.group.extent_bytes)
+
+    def find(self, lv_name: str) -> LogicalVolume | None:
+        """Return a member by its LV name."""
+        return next((lv for lv in self.members if lv.name == lv_name), None)
+
+
+def find_problem(pool: settings.Pool, report: LvmReport) -> str | None:
+    """Say in one sentence why a pool cannot be used, with the remedy; None when it can."""
+    group = next((one for one in report.groups if one.name == pool.volume_group), None)
+    vg = pool.volume_group
+    if group is None:
+        return f"volume group {vg} does not exist here; create it with vgcreate, or attach its disks"
+    if group.exported:
+        return f"volume group {vg} is exported; run vgimport {vg}"
+    if group.foreign:
+        return f"volume group {vg} belongs to host {group.system_id!r}; see lvmsystemid(7) to move it"
+    if not group.system_id:
+        return f"volume group {vg} has no system ID, so another host could write to it; run aoe-csi prepare-host"
+    if group.partial:
+        return f"volume group {vg} misses a physical volume; bring the disk back or repair it with vgreduce"
+    if not group.writable:
+        return f"volume group {vg} is read-only; run vgchange --permission rw {vg}"
+    if pool.thin_pool:
+        thin = _thin_pool(pool, report)
+        if thin is None:
+            return f"thin pool {vg}/{pool.thin_pool} does not exist; create it with lvcreate --type thin-pool"
+        if thin.kind is not LvKind.THIN_POOL:
+            return f"{vg}/{pool.thin_pool} is no thin pool; name one in the configuration"
+        if not thin.zeroing:
+            return (
+                f"thin pool {vg}/{pool.thin_pool} does not zero new blocks; run lvchange --zero y {vg}/{pool.thin_pool}"
+            )
+    return None
+
+
+def view(pool: settings.Pool, report: LvmReport) -> PoolView:
+    """Return a pool that can be used. Raises: Unreachable saying why it cannot."""
+    problem = find_problem(pool, report)
+    if problem is not None:
+        raise Unreachable(f"pool {pool.name!r} cannot be used: {problem}")
+    group = next(one for one in report.groups if one.name == pool.volume_group)
+    thin = _thin_pool(pool, report) if pool.thin_pool else None
+    in_group = [lv for lv in report.volumes if lv.vg == group.name]
+    members = tuple(
+        lv
+        for lv in in_group
+        if (lv.kind is LvKind.THIN and lv.thin_pool == pool.thin_pool if thin else lv.kind is LvKind.THICK)
+    )
+    return PoolView(pool=pool, group=group, thin=thin, members=members)
+
+
+def capacity(pool: PoolView) -> Capacity:
+    """Return what a pool can still give out; of a thin pool, what it may still promise."""
+    if pool.thin is None:
+        free_bytes = pool.group.free_bytes - pool.pool.spare_bytes
+    elif thin_limit_reached(pool):
+        free_bytes = 0
+    else:
+        promised_bytes = sum(lv.size_bytes for lv in pool.members)
+        free_bytes = int(pool.thin.size_bytes * pool.pool.overprovision) - promised_bytes - pool.pool.spare_bytes
+    free_bytes = max(0, free_bytes) // pool.group.extent_bytes * pool.group.extent_bytes
+    return Capacity(available_bytes=free_bytes, maximum_volume_bytes=free_bytes)
+
+
+def thin_limit_reached(pool: PoolView) -> str | None:
+    """Say which threshold a thin pool has passed, None when none."""
+    if pool.thin is None:
+        return None
+    if pool.thin.data_percent > pool.pool.thin_data_limit_percent:
+        return f"{pool.thin.data_percent:.0f} % of its data space is used"
+    if pool.thin.metadata_percent > pool.pool.thin_metadata_limit_percent:
+        return f"{pool.thin.metadata_percent:.0f} % of its metadata space is used"
+    return None
+
+
+def require_room(pool: PoolView, needed_bytes: int, what: str) -> None:
+    """Check that a pool can still give `needed_bytes`. Raises: NoSpace with the figures."""
+    passed = thin_limit_reached(pool)
+    if passed:
+        raise NoSpace(f"pool {pool.name!r} has no room for {what}: {passed}; extend {pool.vg}/{pool.pool.thin_pool}")
+    available_bytes = capacity(pool).available_bytes
+    if needed_bytes > available_bytes:
+        raise NoSpace(
+            f"pool {pool.name!r} has no room for {what}: {format_bytes(needed_bytes)} needed, "
+            f"{format_bytes(available_bytes)} available; delete volumes or extend {pool.vg}"
+        )
+
+
+def _thin_pool(pool: settings.Pool, report: LvmReport) -> LogicalVolume | None:
+    return next((lv for lv in report.volumes if lv.vg == pool.volume_group and lv.name == pool.thin_pool), None)

@@ -1,0 +1,41 @@
+"""CSI's Identity service: who the plugin is. It touches nothing, so it answers whatever else is stuck."""
+
+from importlib import metadata
+
+import grpc
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from aoe_csi.proto import csi_pb2 as csi
+from aoe_csi.proto import csi_pb2_grpc
+
+DRIVER_NAME = "aoe-csi.dev"
+_DISTRIBUTION = "aoe-csi"
+
+_Service = csi.PluginCapability.Service
+_Expansion = csi.PluginCapability.VolumeExpansion
+
+
+class Identity(csi_pb2_grpc.IdentityServicer):
+    """Answers for the whole plugin, whichever of its services this process serves."""
+
+    def GetPluginInfo(
+        self, request: csi.GetPluginInfoRequest, context: grpc.ServicerContext
+    ) -> csi.GetPluginInfoResponse:
+        """Return the driver's name and this build's version."""
+        return csi.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=metadata.version(_DISTRIBUTION))
+
+    def GetPluginCapabilities(
+        self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi.GetPluginCapabilitiesResponse:
+        """Return what the plugin offers: a controller, topology, and growing in use."""
+        return csi.GetPluginCapabilitiesResponse(
+            capabilities=[
+                csi.PluginCapability(service=_Service(type=_Service.CONTROLLER_SERVICE)),
+                csi.PluginCapability(service=_Service(type=_Service.VOLUME_ACCESSIBILITY_CONSTRAINTS)),
+                csi.PluginCapability(volume_expansion=_Expansion(type=_Expansion.ONLINE)),
+            ]
+        )
+
+    def Probe(self, request: csi.ProbeRequest, context: grpc.ServicerContext) -> csi.ProbeResponse:
+        """Say that this process answers; the host's fitness is preflight's to judge."""
+        return csi.ProbeResponse(ready=BoolValue(value=True))
