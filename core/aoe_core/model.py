@@ -352,6 +352,8 @@ class Grant:
 
     volume_id: VolumeId
     node: NodeName
+    node_id: str
+    """As the orchestrator spelled it: what ListVolumes must answer for it to recognise its own."""
     boot: str
     mode: AccessMode
     writable: bool

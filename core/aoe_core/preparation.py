@@ -11,8 +11,10 @@ from importlib import resources
 from pathlib import Path
 
 from aoe_core.errors import CommandFailed
+from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Runner
 from aoe_core.host.ingress import boot_ruleset
+from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.runner import HostRunner
 from aoe_core.settings import Settings
@@ -111,20 +113,12 @@ def _prepare_lvm(settings: Settings, runner: Runner, done: list[str], remaining:
 
 
 def _load_module(settings: Settings, runner: Runner, done: list[str]) -> None:
-    """Load the initiator's module, and bring a module that somebody loaded before into line: it ignores options."""
     if not settings.compute or not settings.san:
         return
-    loaded = Path("/sys/module/aoe").exists()
-    if not loaded:
+    if not Path("/sys/module/aoe").exists():
         done.append("load module aoe")
-        _run(runner, ["modprobe", "aoe"])
-    deadsecs = Path("/sys/module/aoe/parameters/aoe_deadsecs")
-    if deadsecs.read_text(encoding="ascii").strip() != str(settings.initiator.deadsecs):
-        done.append(f"set aoe_deadsecs to {settings.initiator.deadsecs}")
-        deadsecs.write_text(str(settings.initiator.deadsecs), encoding="ascii")
-    if loaded:
-        # The list cannot be read back once it was set through the control file, so it is simply set again.
-        Path("/dev/etherd/interfaces").write_text(" ".join(san.interface for san in settings.san), encoding="ascii")
+    initiator = LinuxInitiator(runner, BlockingCalls())
+    initiator.prepare([san.interface for san in settings.san], settings.initiator.deadsecs)
 
 
 def _template(name: str, settings: Settings) -> str:

@@ -72,7 +72,7 @@ def parse_capability(message: csi.VolumeCapability) -> Capability:
     """Return a capability. Raises: Invalid for what is missing, and for what no volume of ours can do."""
     kind = message.WhichOneof("access_type")
     if kind is None:
-        raise Invalid("volume_capability has no access_type; say block or mount")
+        raise Invalid("volume_capability is missing or has no access_type; say block or mount")
     mode = _parse_mode(message.access_mode.mode)
     if kind == "block":
         return Capability(mode=mode, block=True)

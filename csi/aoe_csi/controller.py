@@ -3,6 +3,7 @@
 Every method has the same order: arguments to typed values, the object's lock, one act, the reply. Decides nothing
 about storage. Methods of CSI 1.13 that are not here answer UNIMPLEMENTED. Source: csi.proto.
 """
+# ruff: noqa: ARG002 - the generated servicers give every method its arguments.
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +14,6 @@ from aoe_core.model import (
     FromSnapshot,
     FromVolume,
     Grant,
-    NodeIdentity,
     SanName,
     Snapshot,
     SnapshotId,
@@ -69,9 +69,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
-    def CreateVolume(
-        self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext
-    ) -> csi.CreateVolumeResponse:
+    def CreateVolume(self, request: csi.CreateVolumeRequest, context: grpc.ServicerContext) -> csi.CreateVolumeResponse:
         """Make a volume, or return the one this name made before."""
         volume_id = VolumeId(requests.parse_name(request.name))
         capabilities = parse_capabilities(request.volume_capabilities)
@@ -103,9 +101,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             message.volume_context[CONTEXT_FILESYSTEM] = wanted.filesystem
         return csi.CreateVolumeResponse(volume=message)
 
-    def DeleteVolume(
-        self, request: csi.DeleteVolumeRequest, context: grpc.ServicerContext
-    ) -> csi.DeleteVolumeResponse:
+    def DeleteVolume(self, request: csi.DeleteVolumeRequest, context: grpc.ServicerContext) -> csi.DeleteVolumeResponse:
         """Delete a volume; one that cannot be ours is deleted."""
         volume_id = requests.find_volume_id(request.volume_id)
         if volume_id is not None:
@@ -202,18 +198,13 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         self, request: csi.ControllerPublishVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerPublishVolumeResponse:
         """Grant a node a volume."""
-        requests.find_volume_id(request.volume_id)
-        node = requests.find_node_name(request.node_id)
-        if node is None or not request.HasField("volume_capability"):
-            missing = "volume_capability" if node else "node_id"
-            raise Invalid(f"{missing} is missing for volume {requests.shown(request.volume_id)}; publishing needs it")
-        capability = parse_capability(request.volume_capability)
         volume_id = requests.get_volume_id(request.volume_id)
-        identity = requests.get_node(request.node_id)
+        capability = parse_capability(request.volume_capability)
+        node = requests.get_node(request.node_id)
         read_only = request.readonly or not capability.mode.writes
         with self._locks.hold(f"volume/{volume_id}"):
             attachment = self._provisioner.publish(
-                volume_id, identity, capability.mode, read_only=read_only, block=capability.block
+                volume_id, node, capability.mode, read_only=read_only, block=capability.block
             )
         return csi.ControllerPublishVolumeResponse(publish_context=attachment.context())
 
@@ -339,14 +330,7 @@ def _require_made_with(volume: Volume, request: csi.ValidateVolumeCapabilitiesRe
 
 
 def _node_ids(grants: tuple[Grant, ...]) -> list[str]:
-    return [
-        str(
-            NodeIdentity(
-                name=grant.node, boot=grant.boot, macs=((grant.san, grant.macs),) if grant.san and grant.macs else ()
-            )
-        )
-        for grant in grants
-    ]
+    return [grant.node_id for grant in grants]
 
 
 def _volume_message(volume: Volume, sans: tuple[SanName, ...]) -> csi.Volume:

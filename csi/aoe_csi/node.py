@@ -3,10 +3,11 @@
 Every method has the same order: arguments to typed values, the volume's lock, one act, the reply. Knows nothing of
 devices or mounts. Methods of CSI 1.13 that are not here answer UNIMPLEMENTED. Source: csi.proto.
 """
+# ruff: noqa: ARG002 - the generated servicers give every method its arguments.
 
 import grpc
 
-from aoe_core.errors import Invalid, InUse
+from aoe_core.errors import InUse, Invalid
 from aoe_core.host.contracts import Usage
 from aoe_core.model import MAX_NODE_ID_BYTES
 from aoe_csi import requests, topology
@@ -54,10 +55,9 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeStageVolumeRequest, context: grpc.ServicerContext
     ) -> csi.NodeStageVolumeResponse:
         """Bring a granted volume up on this node, proven, and mounted if it is for a file system."""
-        requests.find_volume_id(request.volume_id)
+        volume_id = requests.get_volume_id(request.volume_id)
         staging_path = requests.parse_mount_path(request.staging_target_path, "staging_target_path")
         use = _parse_use(request)
-        volume_id = requests.get_volume_id(request.volume_id)
         attachment = requests.parse_attachment(dict(request.publish_context), volume_id)
         with self._locks.hold(f"volume/{volume_id}"):
             self._attacher.stage(attachment, staging_path, use)
@@ -78,10 +78,9 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodePublishVolumeRequest, context: grpc.ServicerContext
     ) -> csi.NodePublishVolumeResponse:
         """Make a staged volume appear at a path."""
-        requests.find_volume_id(request.volume_id)
+        volume_id = requests.get_volume_id(request.volume_id)
         target_path = requests.parse_mount_path(request.target_path, "target_path")
         use = _parse_use(request)
-        volume_id = requests.get_volume_id(request.volume_id)
         if not request.staging_target_path:
             raise InUse(f"volume {volume_id} cannot be published: staging_target_path is missing; stage it first")
         staging_path = requests.parse_mount_path(request.staging_target_path, "staging_target_path")
@@ -106,9 +105,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeGetVolumeStatsRequest, context: grpc.ServicerContext
     ) -> csi.NodeGetVolumeStatsResponse:
         """Return how full a volume is."""
-        requests.find_volume_id(request.volume_id)
-        path = requests.parse_volume_path(request.volume_path, "volume_path")
         volume_id = requests.get_volume_id(request.volume_id)
+        path = requests.parse_volume_path(request.volume_path, "volume_path")
         # A lock of its own: reading must not make an unmount fail, and a dead target may hold one thread, not many.
         with self._locks.hold(f"statistics/{volume_id}"):
             usage = self._attacher.usage(volume_id, path)
@@ -118,22 +116,17 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi.NodeExpandVolumeRequest, context: grpc.ServicerContext
     ) -> csi.NodeExpandVolumeResponse:
         """Let the device, and its file system, take the volume's new size."""
-        requests.find_volume_id(request.volume_id)
+        volume_id = requests.get_volume_id(request.volume_id)
         path = requests.parse_volume_path(request.volume_path, "volume_path")
         sizes = requests.parse_range(request.capacity_range)
         if request.HasField("volume_capability"):
             parse_capability(request.volume_capability)
-        volume_id = requests.get_volume_id(request.volume_id)
         with self._locks.hold(f"volume/{volume_id}"):
             size_bytes = self._attacher.expand(volume_id, path, sizes.required_bytes)
         return csi.NodeExpandVolumeResponse(capacity_bytes=size_bytes)
 
 
 def _parse_use(request: csi.NodeStageVolumeRequest | csi.NodePublishVolumeRequest) -> Use:
-    if not request.HasField("volume_capability"):
-        raise Invalid(
-            f"volume_capability is missing for volume {requests.shown(request.volume_id)}; say block or mount"
-        )
     made_for = request.volume_context.get(CONTEXT_FILESYSTEM)
     return parse_capability(request.volume_capability).use(
         writable=request.publish_context.get("writable") != "false",

@@ -147,7 +147,9 @@ def parse_mount_path(path: str, field: str) -> str:
 def parse_attachment(context: dict[str, str], volume_id: VolumeId) -> Attachment:
     """Return the attachment in a publish_context. Raises: Invalid when it is missing, malformed or another volume's."""
     if not context:
-        raise Invalid(f"publish_context is missing for volume {volume_id}; pass on what ControllerPublishVolume returned")
+        raise Invalid(
+            f"publish_context is missing for volume {volume_id}; pass on what ControllerPublishVolume returned"
+        )
     attachment = Attachment.parse(context)
     if attachment.volume_id != volume_id:
         raise Invalid(

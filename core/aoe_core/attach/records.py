@@ -48,6 +48,8 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether staging came to its end; a half-staged volume is staged again from its start."""
     targets: tuple[str, ...] = ()
     """Paths it is published at."""
+    read_only_targets: tuple[str, ...] = ()
+    """Those of them that are read-only."""
     boot: str
     """The boot it was written in: mounts and devices of an earlier boot are gone."""
     dead_since_s: int = 0

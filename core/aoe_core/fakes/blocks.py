@@ -6,12 +6,12 @@ bytes, so that what one machine writes another one reads, and old data in reused
 
 from typing import TYPE_CHECKING, Protocol
 
-from aoe_core.errors import CommandFailed, NotFound
+from aoe_core.errors import CommandFailed
 from aoe_core.fakes.superblocks import Superblock
 from aoe_core.units import MIB
 
 if TYPE_CHECKING:
-    from aoe_core.fakes.world import Process
+    from aoe_core.fakes.world import FakeMachine, Process
 
 BLOCK_BYTES = 4096
 
@@ -73,6 +73,13 @@ class Device:
             whole[start : start + len(data)] = data
         skipped = offset_bytes - first * BLOCK_BYTES
         return bytes(whole[skipped : skipped + length_bytes])
+
+    def has_data(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Say whether any block that a range touches is other than zero."""
+        self._reach(offset_bytes, length_bytes)
+        first, end = offset_bytes // BLOCK_BYTES, -(-(offset_bytes + length_bytes) // BLOCK_BYTES)
+        cached = {block for block in self.dirty if first <= block < end}
+        return any(self.dirty[block] for block in cached) or bool(set(self.medium.filled(first, end)) - cached)
 
     def write(self, offset_bytes: int, data: bytes) -> None:
         """Change bytes in the page cache. Raises: CommandFailed beyond the end or on a read-only device."""
@@ -144,21 +151,23 @@ class FakeBlockDevices:
 
     def size_bytes(self, path: str) -> int:
         with self._process.reading() as machine:
-            return machine.get_device(path).size_bytes
+            return _opened(machine, path).size_bytes
 
     def zero(self, path: str, offset_bytes: int, length_bytes: int, *, discard: bool = False) -> None:
         del discard  # What a discard leaves is undefined, so the unkind answer is: everything.
         half = length_bytes // 2
         for start, length in ((offset_bytes, half), (offset_bytes + half, length_bytes - half)):
             with self._process.step(f"zero {path} {start}+{length}") as machine:
-                machine.get_device(path).write_zeros(start, length)
+                _opened(machine, path).write_zeros(start, length)
         self._flush(path)
 
     def copy(self, source: str, target: str, offset_bytes: int, length_bytes: int) -> None:
         half = length_bytes // 2
         for start, length in ((offset_bytes, half), (offset_bytes + half, length_bytes - half)):
             with self._process.step(f"copy {source} {target} {start}+{length}") as machine:
-                origin, copy = machine.get_device(source), machine.get_device(target)
+                origin, copy = _opened(machine, source), _opened(machine, target)
+                if start + length > origin.size_bytes:
+                    raise CommandFailed(f"{source} ends before {start + length}; the copy cannot be complete")
                 copy.write_zeros(start, length)
                 for data_start, data in _pieces(origin, start, length):
                     copy.write(data_start, data)
@@ -170,25 +179,37 @@ class FakeBlockDevices:
 
     def signature(self, path: str) -> str:
         with self._process.reading() as machine:
-            return signature_of(machine.get_device(path))
+            return signature_of(_opened(machine, path))
 
     def _flush(self, path: str) -> None:
         with self._process.step(f"flush {path}") as machine:
             machine.get_device(path).flush()
 
 
-def signature_of(device: Device) -> str:
-    """Say what a device holds, in the words of `BlockDevices.signature`. Raises: NotFound when it has no size."""
+class FakeAttachedBlockDevices(FakeBlockDevices):
+    """`BlockDevices` of a compute node: it knows the mark of a mkfs that was under way."""
+
+    def signature(self, path: str) -> str:
+        found = super().signature(path)
+        return "aoe-mkfs" if found == "unknown-data" and self._process.filesystems.has_mark(path) else found
+
+
+def _opened(machine: "FakeMachine", path: str) -> Device:
+    device = machine.get_device(path)
     if not device.size_bytes:
-        raise NotFound(f"{device.path} has no size; its target is gone")
+        raise CommandFailed(f"device {path} cannot be opened; its target is gone")
+    return device
+
+
+def signature_of(device: Device) -> str:
+    """Say what a device holds, in the words of `BlockDevices.signature`."""
     found = Superblock.find(device)
     if found is not None:
         return "aoe-mkfs" if found.label == "aoe-mkfs" else found.filesystem
-    edge = min(MIB, device.size_bytes)
-    head, tail = device.read(0, edge), device.read(device.size_bytes - edge, edge)
-    if head[4086:4096] == b"SWAPSPACE2":
+    if device.read(4086, 10) == b"SWAPSPACE2":
         return "swap"
-    return "unknown-data" if head.strip(b"\0") or tail.strip(b"\0") else ""
+    edge = min(MIB, device.size_bytes)
+    return "unknown-data" if device.has_data(0, edge) or device.has_data(device.size_bytes - edge, edge) else ""
 
 
 def _pieces(device: Device, offset_bytes: int, length_bytes: int) -> list[tuple[int, bytes]]:

@@ -50,6 +50,13 @@ class ExportsState:
         """Every exporter process that exists, stopped units' stuck ones too: each holds its lock."""
         self.active: set[Address] = set()
         """Units that systemd wants to run; without an exporter they are waiting for their next try."""
+        self.foreign_locks: set[Address] = set()
+        """Locks that some process holds which is no exporter here, as a test says."""
+
+    @property
+    def locked(self) -> frozenset[Address]:
+        """Every export whose lock is held."""
+        return frozenset(self.exporters.keys() | self.foreign_locks)
 
     def targets_for(self, san: SanName, asking: Mac) -> list[Target]:
         """Return the targets that answer one card on a segment."""
@@ -98,7 +105,7 @@ class ExportsState:
             return False
         self.active.add(address)
         device = self._machine.find_device(file.device)
-        if address in self.exporters or device is None or file.interface not in self._machine.cards:
+        if address in self.locked or device is None or file.interface not in self._machine.cards:
             return False
         exporter = Exporter(file, address, device, device.size_bytes)
         self.exporters[address] = exporter
@@ -166,9 +173,9 @@ class FakeExportUnits:
                 address: ExportUnit(
                     active=address in exports.active,
                     serving=address in exports.active and address in exports.exporters,
-                    locked=address in exports.exporters,
+                    locked=address in exports.locked,
                 )
-                for address in exports.active | exports.exporters.keys()
+                for address in exports.active | exports.locked
             }
 
 

@@ -1,7 +1,8 @@
 """mkfs, fsck and growth in memory, on the superblocks of `superblocks`.
 
-A mkfs writes in several steps and may be killed between any two; from its first write on, the device carries the
-label it was given, so that whoever looks next knows what was under way. Another machine sees what reached the device.
+A mkfs writes in several steps and may be killed between any two. As the real one it first marks the device near its
+end, then writes tables without a superblock, which alone nobody recognises, and only then the superblock with its
+label. Another machine sees what reached the device.
 """
 
 import hashlib
@@ -21,6 +22,9 @@ _KNOWN = ("ext4", "xfs")
 _SMALLEST_BYTES = {"ext4": 1 * MIB, "xfs": 300 * MIB}
 """mkfs.xfs of xfsprogs 6 refuses anything smaller."""
 _LABEL_LENGTH = {"ext4": 16, "xfs": 12}
+_UNFINISHED = "aoe-mkfs"
+_MARK = b"a file system is being made here"
+_TABLES_OFFSET_BYTES = 3 * 4096
 _OVERHEAD_BYTES = 256 * KIB
 _BYTES_PER_INODE = 16 * KIB
 
@@ -34,30 +38,35 @@ class FakeFileSystems:
     def make(self, device: str, filesystem: str, label: str) -> None:
         if filesystem not in _KNOWN:
             raise Unsupported(f"file system {filesystem!r} is not offered; ext4 and xfs are")
-        world = self._process.world
         with self._process.step(f"mkfs.{filesystem} {device}: mark") as machine:
             disk = _unused(machine, device)
             if disk.size_bytes < _SMALLEST_BYTES[filesystem]:
                 raise CommandFailed(f"{device} is too small for {filesystem} ({disk.size_bytes} bytes)")
             found = Superblock.find(disk)
-            if found is not None and found.label != "aoe-mkfs":
-                world.report_harm(f"mkfs of {device} over a {found.filesystem} that was complete")
-            uuid = hashlib.sha256(f"{device} {world.next_number()}".encode()).hexdigest()[:12]
-            superblock = Superblock(
+            if found is not None and found.label != _UNFINISHED:
+                machine.world.report_harm(f"mkfs of {device} over a {found.filesystem} that was complete")
+            disk.write(_mark_offset_bytes(disk), _MARK)
+            disk.flush()
+        with self._process.step(f"mkfs.{filesystem} {device}: tables") as machine:
+            disk = _unused(machine, device)
+            disk.write_zeros(0, DIRECTORY_OFFSET_BYTES + SUPERBLOCK_BYTES)
+            disk.write(_TABLES_OFFSET_BYTES, b"inode tables")
+        with self._process.step(f"mkfs.{filesystem} {device}: superblock") as machine:
+            disk = _unused(machine, device)
+            Superblock(
                 filesystem=filesystem,
-                uuid=uuid,
+                uuid=hashlib.sha256(f"{device} {machine.world.next_number()}".encode()).hexdigest()[:12],
                 label=label[: _LABEL_LENGTH[filesystem]],
                 size_bytes=disk.size_bytes,
-                damaged=True,
-            )
-            superblock.put(disk)
-            disk.flush()
-        with self._process.step(f"mkfs.{filesystem} {device}: write") as machine:
-            disk = _unused(machine, device)
-            disk.write(DIRECTORY_OFFSET_BYTES, bytes(SUPERBLOCK_BYTES))
-            replace(superblock, damaged=False).put(disk)
+            ).put(disk)
         with self._process.step(f"mkfs.{filesystem} {device}: flush") as machine:
             _unused(machine, device).flush()
+
+    def has_mark(self, device: str) -> bool:
+        """Say whether a mkfs was under way on the device, as `HostFileSystems.has_mark` does."""
+        with self._process.reading() as machine:
+            disk = machine.get_device(device)
+            return disk.read(_mark_offset_bytes(disk), len(_MARK)) == _MARK
 
     def set_label(self, device: str, filesystem: str, label: str) -> None:
         with self._process.step(f"label {device} {label!r}") as machine:
@@ -65,6 +74,11 @@ class FakeFileSystems:
             superblock = _superblock(disk, filesystem)
             replace(superblock, label=label[: _LABEL_LENGTH[filesystem]]).put(disk)
             disk.flush()
+        if not label and self.has_mark(device):
+            with self._process.step(f"label {device}: take the mark away") as machine:
+                disk = _unused(machine, device)
+                disk.write(_mark_offset_bytes(disk), bytes(len(_MARK)))
+                disk.flush()
 
     def check(self, device: str, filesystem: str) -> None:
         with self._process.step(f"fsck {device}") as machine:
@@ -109,6 +123,10 @@ class FakeFileSystems:
     def set_read_only(self, device: str, *, read_only: bool) -> None:
         with self._process.step(f"blockdev --set{'ro' if read_only else 'rw'} {device}") as machine:
             machine.get_device(device).read_only = read_only
+
+
+def _mark_offset_bytes(disk: Device) -> int:
+    return max(0, disk.size_bytes - MIB)
 
 
 def _unused(machine: "FakeMachine", device: str) -> Device:

@@ -30,11 +30,15 @@ class KnownDevice:
         self.macs: list[Mac] = []
         self.serial = ""
         self.up = False
-        self.closewait = False
         self.waiting_since_s: float | None = None
         """When I/O began to wait for an answer."""
         self.disk = Device(f"/dev/etherd/{address}", number, self, 0)
         self._turn = 0
+
+    @property
+    def closewait(self) -> bool:
+        """Down while somebody still has it open."""
+        return not self.up and bool(self.disk.openers)
 
     def load(self, block: int) -> bytes:
         return self._path().load(block)
@@ -52,11 +56,13 @@ class KnownDevice:
             return False
         self.disk.size_bytes = answering[0].size_bytes
         self.serial = answering[0].serial
-        self.up, self.closewait, self.waiting_since_s = True, False, None
+        self.up, self.waiting_since_s = True, None
         return True
 
     def wait_or_die(self) -> None:
         """Let waiting I/O go on when a target answers again, or fail when aoe_deadsecs have passed."""
+        if not self.up and not self.disk.openers:
+            self.identify()  # The last close asks for it, and so does a target that comes back.
         if self.waiting_since_s is None:
             return
         if self._answering():
@@ -66,7 +72,7 @@ class KnownDevice:
             except (Unfinished, CommandFailed):
                 return
         elif self._driver.now_s() - self.waiting_since_s > self._driver.deadsecs:
-            self.up, self.closewait, self.waiting_since_s = False, True, None
+            self.up, self.waiting_since_s = False, None
             self.disk.size_bytes = 0
             self.disk.dirty.clear()
 
@@ -74,7 +80,7 @@ class KnownDevice:
         return [target for target in self._driver.audible(self.interface, self.address) if target.mac in self.macs]
 
     def _path(self) -> Target:
-        if self.closewait or not self.up:
+        if not self.up:
             raise Unreachable(
                 f"{self.disk.path} is down and answers with I/O errors; revalidate it once its target is back"
             )
@@ -138,10 +144,9 @@ class DriverState:
         if known is None:
             known = self.known[target.address] = KnownDevice(self, target.address, interface, f"152:{self._minor * 16}")
             self._minor += 1
-        fresh = not known.up and not known.closewait
         if target.mac not in known.macs:
             known.macs.append(target.mac)
-        if fresh or not known.disk.openers:
+        if not known.disk.openers:
             known.identify()
 
 
@@ -154,7 +159,7 @@ class FakeInitiator:
     def probe(self, interface: str, address: Address, *, timeout_s: float) -> tuple[Answer, ...]:
         with self._process.reading() as machine:
             if interface not in machine.cards:
-                raise NotFound(f"this host has no network interface {interface}")
+                raise Unreachable(f"this host has no network interface {interface}")
             machine.world.clock.sleep(timeout_s)
             answers = {
                 target.mac: Answer(mac=target.mac, serial=target.serial, size_bytes=target.size_bytes)
@@ -168,7 +173,9 @@ class FakeInitiator:
 
     def revalidate(self, address: Address) -> None:
         with self._process.step(f"aoe revalidate {address}") as machine:
-            known = _known(machine, address)
+            known = _loaded(machine).known.get(address)
+            if known is None:
+                raise CommandFailed(f"the aoe driver knows no device {address} to revalidate; discover it first")
             machine.initiator.hear_all(address)
             known.identify()
 
@@ -189,7 +196,8 @@ class FakeInitiator:
                     size_bytes=known.disk.size_bytes,
                     interface=known.interface,
                     target_macs=tuple(known.macs),
-                    open_count=len(known.disk.openers),
+                    # The driver tells only by the word closewait, which it shows of a device that is down.
+                    open_count=None if known.up else int(known.closewait),
                 )
                 for _, known in sorted(_loaded(machine).known.items())
             )

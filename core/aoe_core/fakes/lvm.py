@@ -6,10 +6,12 @@ dies while it runs goes on by itself, as a transient unit of the host does.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from aoe_core.errors import Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound
 from aoe_core.fakes.blocks import BLOCK_BYTES, Device, Medium
 from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport, VolumeGroup
 from aoe_core.units import KIB, MIB, format_bytes, round_up
@@ -43,7 +45,7 @@ class Group:
         """Free extents, the lowest given out first."""
         self.content: dict[int, dict[int, bytes]] = {}
         """Extent → block in it → data; freeing an extent changes nothing here."""
-        self.volumes: dict[str, "Lv"] = {}
+        self.volumes: dict[str, Lv] = {}
 
     def take(self, count: int, what: str) -> list[int]:
         """Take free extents. Raises: NoSpace when there are too few; then none is taken."""
@@ -146,7 +148,7 @@ class Lv:
     """A logical volume."""
 
     def __init__(
-        self, group: Group, name: str, kind: LvKind, size_bytes: int, tags: Iterable[str], medium: Medium, *, minor: int
+        self, group: Group, name: str, kind: LvKind, size_bytes: int, tags: Iterable[str], *, medium: Medium, minor: int
     ) -> None:
         self.group = group
         self.name = name
@@ -157,6 +159,8 @@ class Lv:
         self.origin: Lv | None = None
         self.created_s = 0
         self.active = True
+        self.writable = True
+        """LVM's permission."""
         self.zeroing = True
         """For thin pools."""
         self.metadata_percent = 10.0
@@ -230,12 +234,12 @@ class LvmState:
         """Make a thin pool, as `lvcreate --type thin-pool` does."""
         group = self.groups[vg]
         extents = group.take(-(-size_bytes // EXTENT_BYTES), name)
-        return self.put(group, name, LvKind.THIN_POOL, size_bytes, (), ThickMedium(group, extents))
+        return self.put(group, name, LvKind.THIN_POOL, size_bytes, (), medium=ThickMedium(group, extents))
 
-    def put(self, group: Group, name: str, kind: LvKind, size_bytes: int, tags: Iterable[str], medium: Medium) -> Lv:
+    def put(self, group: Group, name: str, kind: LvKind, size_bytes: int, tags: Iterable[str], *, medium: Medium) -> Lv:
         """Enter a new LV into its group."""
         rounded_bytes = round_up(size_bytes, EXTENT_BYTES)
-        lv = Lv(group, name, kind, rounded_bytes, tags, medium, minor=next(self._minors))
+        lv = Lv(group, name, kind, rounded_bytes, tags, medium=medium, minor=next(self._minors))
         lv.created_s = int(self._machine.world.clock.now())
         group.volumes[name] = lv
         return lv
@@ -262,10 +266,8 @@ class LvmState:
         for key, change in list(self.running.items()):
             if change.due_s <= now_s or everything or change.vg == vg:
                 del self.running[key]
-                try:
+                with suppress(AoECsiError):  # Nobody is left to be told.
                     change.effect()
-                except (NoSpace, NotFound, Conflict, CommandFailed, InUse):
-                    pass  # Nobody is left to be told.
 
 
 class FakeLvm:
@@ -308,11 +310,11 @@ class FakeLvm:
                 if pool.kind is not LvKind.THIN_POOL:
                     raise CommandFailed(f"lvcreate of {vg}/{name}: {thin_pool} is no thin pool")
                 _require_pool_room(pool)
-                lv = state.put(group, name, LvKind.THIN, size_bytes, wanted, ThinMedium(pool))
+                lv = state.put(group, name, LvKind.THIN, size_bytes, wanted, medium=ThinMedium(pool))
                 lv.pool = pool
             else:
                 extents = group.take(-(-size_bytes // EXTENT_BYTES), format_bytes(size_bytes))
-                state.put(group, name, LvKind.THICK, size_bytes, wanted, ThickMedium(group, extents))
+                state.put(group, name, LvKind.THICK, size_bytes, wanted, medium=ThickMedium(group, extents))
 
         self._change("lvcreate", vg, name, effect)
 
@@ -332,8 +334,9 @@ class FakeLvm:
                 source.device.flush()  # Suspending the origin freezes a file system mounted here.
             medium = ThinMedium(source.pool)
             source.medium.share(medium)
-            lv = state.put(group, name, LvKind.THIN, source.size_bytes, wanted, medium)
+            lv = state.put(group, name, LvKind.THIN, source.size_bytes, wanted, medium=medium)
             lv.pool, lv.origin = source.pool, source
+            lv.writable = writable
             lv.device.read_only = not writable
 
         self._change("lvcreate --snapshot", vg, name, effect)
@@ -440,8 +443,8 @@ def _volume(group: Group, name: str) -> Lv:
 def _free_name(group: Group, name: str) -> None:
     if name in group.volumes:
         raise Conflict(f"logical volume {group.name}/{name} exists already")
-    if name.startswith(("snapshot", "pvmove")):
-        raise CommandFailed(f"{name!r} is a name that LVM keeps for itself")
+    if name.startswith(("snapshot", "pvmove", "-")) or not re.fullmatch(r"[A-Za-z0-9+_.-]+", name):
+        raise CommandFailed(f"{name!r} is no name that LVM takes (lvm(8), VALID NAMES)")
 
 
 def _check_tags(tags: frozenset[str]) -> None:

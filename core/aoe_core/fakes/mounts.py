@@ -5,6 +5,7 @@ another machine, or this one after a power cut, finds it as it was left. Directo
 reboot; mounts do not. Nothing unmounts lazily: a dead target holds an umount until the driver gives up.
 """
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -87,7 +88,7 @@ class MountState:
         """Do what umount does, to its end or not at all."""
         top = self.topmost(target)
         if top is None:
-            raise NotFound(f"nothing is mounted at {target}")
+            raise CommandFailed(f"nothing is mounted at {target}")
         below = [one.mount.target for one in self.table if one.mount.target.startswith(target.rstrip("/") + "/")]
         users = [path for path in self.busy if path == target or path.startswith(target + "/")]
         if below or users:
@@ -105,7 +106,7 @@ class MountState:
                 self.unmount(target)
             except Unfinished:
                 self.waiting.append(target)
-            except (NotFound, InUse):
+            except (CommandFailed, InUse):
                 pass  # Somebody else unmounted it, or uses it again.
 
     @staticmethod
@@ -134,8 +135,8 @@ class FakeMounts:
         with self._process.step(f"mount {device} {target}") as machine:
             state = machine.mounts
             if state.kind(target) != "directory":
-                raise NotFound(f"mount point {target} is no directory; make it first")
-            disk = machine.get_device(device)
+                raise CommandFailed(f"mount point {target} is no directory; make it first")
+            disk = _source(machine, device)
             others = state.of_disk(disk)
             if any(one.mount.target == target for one in others):
                 raise CommandFailed(f"{device} is mounted at {target} already")
@@ -162,13 +163,8 @@ class FakeMounts:
             node = machine.find_device(source)
             if node is None and state.topmost(source) is not None:
                 node = _topmost(machine, source).node
-            wanted = "file" if node is not None else "directory"
-            if (
-                state.kind(target) == "absent"
-                or (state.kind(target) == "block") is not (wanted == "file")
-                and (state.kind(target) != wanted)
-            ):
-                raise NotFound(f"mount point {target} is no {wanted}; make it first")
+            if state.kind(target) not in (("file", "block") if node is not None else ("directory",)):
+                raise CommandFailed(f"mount point {target} is no {'file' if node else 'directory'}; make it first")
             writable = "rw" if not read_only else "ro"
             if node is not None:
                 mount = Mount(
@@ -182,7 +178,7 @@ class FakeMounts:
                 state.table.append(Mounted(mount, node=node))
                 return
             if state.kind(source) != "directory":
-                raise NotFound(f"{source} does not exist and cannot be bound")
+                raise CommandFailed(f"{source} does not exist and cannot be bound")
             below = _covering(machine, source)
             inner = source.removeprefix(below.mount.target.rstrip("/"))
             root = (below.mount.root.rstrip("/") + inner) or "/"
@@ -218,7 +214,7 @@ class FakeMounts:
         with self._process.step(f"rm {path}") as machine:
             state = machine.mounts
             if state.topmost(path) is not None:
-                raise InUse(f"{path} is a mount point; unmount it first")
+                raise CommandFailed(f"{path} is a mount point; unmount it first")
             if any(other.startswith(path.rstrip("/") + "/") for other in state.paths):
                 raise CommandFailed(f"{path} is not empty")
             state.paths.pop(path, None)
@@ -226,6 +222,21 @@ class FakeMounts:
     def kind(self, path: str) -> str:
         with self._process.reading() as machine:
             return machine.mounts.kind(path)
+
+    def resolve(self, path: str) -> str:
+        with self._process.reading():
+            return posixpath.normpath(path)
+
+    def device_number(self, path: str) -> str:
+        with self._process.reading() as machine:
+            return machine.get_device(path).number
+
+
+def _source(machine: "FakeMachine", path: str) -> Device:
+    try:
+        return machine.get_device(path)
+    except NotFound as error:
+        raise CommandFailed(f"{path} cannot be mounted: {error}") from error
 
 
 def _admit(machine: "FakeMachine", disk: Device, filesystem: str, options: frozenset[str], *, writable: bool) -> None:

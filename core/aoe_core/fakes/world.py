@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aoe_core.errors import CommandFailed, NotFound, Unfinished
-from aoe_core.fakes.blocks import Device, FakeBlockDevices, SparseMedium
+from aoe_core.errors import CommandFailed, NotFound, Unfinished, Unreachable
+from aoe_core.fakes.blocks import Device, FakeAttachedBlockDevices, FakeBlockDevices, SparseMedium
 from aoe_core.fakes.clock import VirtualClock
 from aoe_core.fakes.exports import ExportsState, FakeExportUnits
 from aoe_core.fakes.filesystems import FakeFileSystems
@@ -186,6 +186,7 @@ class FakeMachine:
         self.initiator.deadsecs = deadsecs
         for lv in self.lvm.volumes():
             lv.active = True
+            lv.device.read_only = not lv.writable
         self.ingress.pins = {interface: set() for interface in self.cards}
         self.exports.boot()
         self.initiator.hear_all()
@@ -249,12 +250,16 @@ class FakeMachine:
     def open(self, path: str, opener: str) -> None:
         """Open a device as a workload does."""
         with self.world.lock:
-            self.get_device(path).open(opener)
+            device = self.get_device(path)
+            if not device.size_bytes:
+                raise Unreachable(f"{path} is down and cannot be opened")
+            device.open(opener)
 
     def close(self, path: str, opener: str) -> None:
         """Close it again; the last one out flushes."""
         with self.world.lock:
             self.get_device(path).close(opener)
+            self.world.settle()
 
     def write(self, path: str, offset_bytes: int, data: bytes, *, sync: bool = True) -> None:
         """Write to a device, with fsync unless told otherwise. Raises: Unfinished when it waits for a target."""
@@ -292,7 +297,7 @@ class FakeMachine:
         for disk in disks:
             try:
                 disk.flush()
-            except (Unfinished, CommandFailed):
+            except (Unfinished, Unreachable, CommandFailed):
                 continue
 
     def _disk_at(self, mounted_at: str, *, writing: bool) -> Device:
@@ -314,6 +319,7 @@ class Process:
         self.alive = True
         self.lvm = FakeLvm(self)
         self.blocks = FakeBlockDevices(self)
+        self.attached_blocks = FakeAttachedBlockDevices(self)
         self.export_units = FakeExportUnits(self)
         self.initiator = FakeInitiator(self)
         self.ingress = FakeIngressRules(self)

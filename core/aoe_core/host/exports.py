@@ -77,6 +77,7 @@ class ExportFile:
     device: str
     serial: Serial
     node: NodeName
+    node_id: str
     boot: str
     mode: AccessMode
     writable: bool
@@ -103,6 +104,7 @@ class ExportFile:
         return Grant(
             volume_id=self.volume_id,
             node=self.node,
+            node_id=self.node_id,
             boot=self.boot,
             mode=self.mode,
             writable=self.writable,
@@ -122,6 +124,7 @@ class ExportFile:
             "DEVICE": self.device,
             "SERIAL": self.serial,
             "NODE": self.node,
+            "NODE_ID": self.node_id,
             "BOOT": self.boot,
             "MODE": self.mode.value,
             "WRITABLE": "yes" if self.writable else "no",
@@ -152,6 +155,7 @@ class ExportFile:
                 device=values["DEVICE"],
                 serial=Serial(values["SERIAL"]),
                 node=NodeName(values["NODE"]),
+                node_id=values["NODE_ID"],
                 boot=values["BOOT"],
                 mode=AccessMode(values["MODE"]),
                 writable={"yes": True, "no": False}[values["WRITABLE"]],

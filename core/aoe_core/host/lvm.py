@@ -22,7 +22,7 @@ _CHANGE_S = 120.0
 """Generous: lvm2 waits for its own VG lock, behind every other change of the same VG."""
 
 _VG_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_systemid,vg_attr,vg_missing_pv_count"
-_LV_FIELDS = "lv_name,lv_size,lv_tags,lv_layout,pool_lv,origin,lv_active,data_percent,metadata_percent,lv_time,zero"
+_LV_FIELDS = "lv_name,lv_size,lv_tags,lv_layout,pool_lv,origin,lv_active,data_percent,metadata_percent,lv_time"
 
 
 class _VgRow(msgspec.Struct, frozen=True):
@@ -47,12 +47,19 @@ class _LvRow(msgspec.Struct, frozen=True):
     data_percent: str
     metadata_percent: str
     lv_time: str
+
+
+class _SegRow(msgspec.Struct, frozen=True):
+    """`zero` belongs to segments: asked among LV fields, fullreport breaks off half-way with exit 5."""
+
+    lv_name: str
     zero: str
 
 
 class _Group(msgspec.Struct, frozen=True):
     vg: list[_VgRow] = []
     lv: list[_LvRow] = []
+    seg: list[_SegRow] = []
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -70,7 +77,10 @@ def parse_report(text: str, local_system_id: str) -> LvmReport:
                 continue  # Physical volumes that belong to no VG.
             group = _group(entry.vg[0], local_system_id)
             groups.append(group)
-            volumes.extend(_volume(group.name, row) for row in entry.lv if row.lv_name)
+            zeroing = {row.lv_name: row.zero != "" for row in entry.seg}
+            volumes.extend(
+                _volume(group.name, row, zeroing=zeroing.get(row.lv_name, False)) for row in entry.lv if row.lv_name
+            )
     except (msgspec.MsgspecError, ValueError) as error:
         raise CommandFailed(f"lvm's report cannot be read ({error}); check the installed lvm2's version") from error
     return LvmReport(groups=tuple(groups), volumes=tuple(volumes))
@@ -92,7 +102,7 @@ def _group(row: _VgRow, local_system_id: str) -> VolumeGroup:
     )
 
 
-def _volume(vg: str, row: _LvRow) -> LogicalVolume:
+def _volume(vg: str, row: _LvRow, *, zeroing: bool) -> LogicalVolume:
     layout = set(row.lv_layout.split(","))
     if {"thin", "pool"} <= layout:
         kind = LvKind.THIN_POOL
@@ -114,7 +124,7 @@ def _volume(vg: str, row: _LvRow) -> LogicalVolume:
         data_percent=float(row.data_percent or 0),
         metadata_percent=float(row.metadata_percent or 0),
         created_s=int(row.lv_time or 0),
-        zeroing=row.zero in ("zero", "1"),
+        zeroing=zeroing,
     )
 
 
@@ -137,7 +147,7 @@ class HostLvm:
                 "--configreport", "vg", "-o", _VG_FIELDS,
                 "--configreport", "lv", "-o", _LV_FIELDS,
                 "--configreport", "pv", "-o", "pv_name", "--configreport", "pvseg", "-o", "pv_name",
-                "--configreport", "seg", "-o", "lv_name",
+                "--configreport", "seg", "-o", "lv_name,zero",
             ],
             timeout_s=_REPORT_S,
         )  # fmt: skip
@@ -220,7 +230,7 @@ _NOTHING_TO_DO = r"matches existing size|No size change|not larger than existing
 _MEANINGS: tuple[tuple[str, type[AoECsiError], str], ...] = (
     (_BUSY, Busy, "a change of {lv} is still running on this host; try again when it has ended"),
     (
-        r"insufficient (free|suitable|.*extents|.*space)|free extents|exceeds? .*free space|No space left|above threshold",
+        r"insufficient (free|suitable|.*extents|.*space)|free extents|No space left|above threshold",
         NoSpace,
         "{lv}: the volume group or thin pool has too little free space; free some or add a disk",
     ),

@@ -59,6 +59,7 @@ from aoe_core.volumes import addresses, grants, plan, pools, tags
 from aoe_core.volumes.actions import Action, ActivateLv, CopyRange, DropExport, RetagLv, StartExport, StopExport
 from aoe_core.volumes.apply import apply
 from aoe_core.volumes.host import StorageHost
+from aoe_core.volumes.inspection import Inspection, inspect
 from aoe_core.volumes.jobs import JobBoard
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Engine:
         self._host = host
         self._jobs = jobs or JobBoard()
         self._allocation = threading.Lock()
+        self._copied: dict[VolumeId, VolumeId] = {}
+        """Copy → thick volume being read for it; guarded by the allocation lock, as new grants are."""
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -139,6 +142,15 @@ class Engine:
         """Return every snapshot, ordered by id; one LVM call."""
         snapshots = (snapshot for snapshot, _ in self._snapshots(self._host.lvm.report()))
         return tuple(sorted(snapshots, key=lambda snapshot: snapshot.snapshot_id))
+
+    def inspect(self) -> Inspection:
+        """Return everything of ours on this machine, with what nobody wants any more."""
+        return inspect(
+            self._settings,
+            self._host.lvm.report(),
+            self._host.export_files.all(),
+            self._host.export_units.states(),
+        )
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
@@ -265,6 +277,7 @@ class Engine:
         self, volume_id: VolumeId, node: NodeIdentity, mode: AccessMode, *, read_only: bool, block: bool
     ) -> Attachment:
         """Grant a node a volume; its export serves once this returns."""
+        node_id = str(node)
         node = self._require_node(node)
         report = self._host.lvm.report()
         volume, lv = self._require_volume(report, volume_id)
@@ -278,7 +291,9 @@ class Engine:
             apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
         filesystem = self._note_filesystem(volume, lv)
         with self._allocation:
-            file, start = self._allocate(volume, lv, node, mode, writable=writable, block=block)
+            if writable and volume_id in self._copied.values():
+                raise Busy(f"volume {volume_id} is being copied; it can be written to afterwards")
+            file, start = self._allocate(volume, lv, node, mode, node_id=node_id, writable=writable, block=block)
         try:
             apply(self._host, start)
         except CommandFailed as error:
@@ -368,19 +383,32 @@ class Engine:
         return work
 
     def _copy(self, spec: VolumeSpec, actions: tuple[Action, ...]) -> None:
-        source = plan.source_words(spec.source)
-        if isinstance(spec.source, FromVolume):
-            writers = [file.node for file in self._held(spec.source.volume_id) if file.writable]
+        """Copy a thick volume in the background. Once its target is tagged, `publish` sees the copy in LVM; before
+        that, in the set that both look at under the allocation lock."""
+        assert isinstance(spec.source, FromVolume)
+        source = spec.source.volume_id
+        with self._allocation:
+            writers = [file.node for file in self._held(source) if file.writable]
             if writers:
                 raise InUse(
-                    f"volume {spec.source.volume_id} is published read-write to {', '.join(writers)}; a thick volume "
-                    "can be copied only while nobody writes to it: unpublish it first"
+                    f"volume {source} is published read-write to {', '.join(writers)}; a thick volume can be copied "
+                    "only while nobody writes to it: unpublish it first"
                 )
+            self._copied[spec.volume_id] = source
+        copy = self._work(actions)
+
+        def work(report: Callable[[int], None]) -> None:
+            try:
+                copy(report)
+            finally:
+                with self._allocation:
+                    self._copied.pop(spec.volume_id, None)
+
         self._jobs.run(
             f"copy/{spec.volume_id}",
             f"copying {source} to volume {spec.volume_id}",
             len(actions),
-            self._work(actions),
+            work,
             wait_s=_COPY_WAIT_S,
         )
 
@@ -416,7 +444,15 @@ class Engine:
         return source, lv
 
     def _allocate(
-        self, volume: Volume, lv: LogicalVolume, node: NodeIdentity, mode: AccessMode, *, writable: bool, block: bool
+        self,
+        volume: Volume,
+        lv: LogicalVolume,
+        node: NodeIdentity,
+        mode: AccessMode,
+        *,
+        node_id: str,
+        writable: bool,
+        block: bool,
     ) -> tuple[ExportFile, tuple[Action, ...]]:
         """Choose and write the export file, and return it with what is left to do. Holds: the allocation lock."""
         files = self._host.export_files.all()
@@ -426,7 +462,7 @@ class Engine:
             raise Busy(f"volume {volume.volume_id} is being taken from node {node.name}; unpublish it to the end first")
         own = grants.find_same([file.grant for file in held], node, mode, writable=writable, block=block)
         if own is not None:
-            return self._refresh(next(file for file in held if file.grant == own), node)
+            return self._refresh(next(file for file in held if file.grant == own), node, node_id)
         grants.require_admissible(volume.volume_id, [file.grant for file in held], mode, writable=writable, block=block)
         address: Address | None = None
         san: San | None = None
@@ -450,6 +486,7 @@ class Engine:
             device=lv.path,
             serial=serial_of(volume.volume_id),
             node=node.name,
+            node_id=node_id,
             boot=node.boot,
             mode=mode,
             writable=writable,
@@ -468,7 +505,7 @@ class Engine:
         apply(self._host, (reserve,))
         return file, tuple(start)
 
-    def _refresh(self, file: ExportFile, node: NodeIdentity) -> tuple[ExportFile, tuple[Action, ...]]:
+    def _refresh(self, file: ExportFile, node: NodeIdentity, node_id: str) -> tuple[ExportFile, tuple[Action, ...]]:
         """Bring a standing grant up to date with its node's network cards and boot."""
         if file.address is None or file.san is None:
             return file, ()
@@ -477,9 +514,9 @@ class Engine:
             raise Unreachable(
                 f"node {node.name} is no longer on SAN {file.san}; its volume {file.volume_id} is served there"
             )
-        if macs == file.macs and node.boot == file.boot:
+        if macs == file.macs and node_id == file.node_id:
             return file, (StartExport(address=file.address),)
-        fresh = replace(file, macs=macs, boot=node.boot)
+        fresh = replace(file, macs=macs, boot=node.boot, node_id=node_id)
         reserve, *start = plan.plan_publish(fresh, restart=macs != file.macs)
         apply(self._host, (reserve,))
         return fresh, tuple(start)

@@ -54,7 +54,7 @@ def find_problem(pool: settings.Pool, report: LvmReport) -> str | None:
     if group.partial:
         return f"volume group {vg} misses a physical volume; bring the disk back or repair it with vgreduce"
     if not group.writable:
-        return f"volume group {vg} is read-only; run vgchange --permission rw {vg}"
+        return f"volume group {vg} is read-only (vgs -o vg_permissions); make it writable first"
     if pool.thin_pool:
         thin = _thin_pool(pool, report)
         if thin is None:

@@ -1,0 +1,395 @@
+"""Staging: a granted volume becomes a proven, pinned device here, with its file system mounted; and the way back.
+
+Forwards: record → rules → probe → prove → pin → discover → prove again → make or check → mount → record. Every step
+may be cut by SIGKILL; the next call finds what is there and goes on. Backwards needs no target: unmount, prove closed,
+drop pins and record. Never a lazy unmount, never a flush of what is open.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import msgspec
+
+from aoe_core.attach import options
+from aoe_core.attach.content import Step, judge_content
+from aoe_core.attach.host import ComputeHost
+from aoe_core.attach.prove import address_of, prove_answers, prove_device
+from aoe_core.attach.records import BlockUse, FilesystemUse, StageRecord, StageRecords, Use
+from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
+from aoe_core.errors import (
+    AoECsiError,
+    Busy,
+    CommandFailed,
+    Conflict,
+    IdentityMismatch,
+    InUse,
+    Invalid,
+    Unfinished,
+    Unreachable,
+)
+from aoe_core.host.blocks import MKFS_LABEL
+from aoe_core.host.contracts import Answer, AoEDevice
+from aoe_core.model import Attachment, Mac, Transport, VolumeId
+from aoe_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+_DISCOVER_S = 1.0
+_CLOSE_LOOKS = 10
+"""How often a device that should be closed is looked at: what has it open may be just ending."""
+_FIRST_LISTEN_S = 0.5
+"""How long one listening for the first answer lasts; the query is re-sent within it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """Stages and unstages. The caller holds the volume's and the address's lock."""
+
+    host: ComputeHost
+    settings: Settings
+    records: StageRecords
+    staged: StagedVolumes
+
+    def stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:
+        """Bring a volume to the state its use needs, from wherever an earlier attempt left it."""
+        interface = self._interface(attachment)
+        path = self.staged.resolved(staging_path)
+        self._admit_path(path, attachment, use)
+        record = StageRecord(
+            attachment=attachment,
+            staging_path=path,
+            use=use,
+            interface=interface,
+            pinned_mac=None,
+            staged=False,
+            boot=self.host.boot,
+        )
+        if isinstance(use, FilesystemUse):
+            options.mount_options(use, read_only=is_read_only(record))
+        earlier = self._settle_earlier(record)
+        if earlier is not None:
+            if earlier.staged and self._is_there(earlier):
+                return
+            record = msgspec.structs.replace(
+                record,
+                pinned_mac=earlier.pinned_mac,
+                targets=earlier.targets,
+                read_only_targets=earlier.read_only_targets,
+            )
+        # A mount without a record is adopted for a local volume only: elsewhere it may be an older volume's.
+        mounted = (
+            isinstance(use, FilesystemUse)
+            and (earlier is not None or attachment.transport is Transport.LOCAL)
+            and bool(self.staged.mounts_at(path))
+        )
+        if attachment.transport is Transport.AOE and not mounted:
+            self._refuse_open(attachment, earlier)
+        self.records.put(record)
+        try:
+            if attachment.transport is Transport.AOE:
+                record = self._attach(record)
+            else:
+                self._prove_local(attachment)
+            self._ready(record, mounted=mounted)
+        except (Busy, Unfinished):
+            raise  # Something may still be at work on the device; the record is what the next call goes by.
+        except AoECsiError:
+            self._forget_if_idle(record)
+            raise
+        self.records.put(msgspec.structs.replace(record, staged=True))
+
+    def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
+        """Undo staging, finished or not. Needs no target."""
+        path = self.staged.resolved(staging_path)
+        record = self.records.find(volume_id)
+        if record is None:
+            if self.staged.mounts_at(path):
+                raise InUse(
+                    f"{path} is a mount that this driver has no record of (volume {volume_id}); unmount it by hand"
+                )
+            return
+        if record.boot != self.host.boot:
+            self.forget(record)
+            return
+        if record.staging_path != path:
+            raise Conflict(f"volume {volume_id} is staged at {record.staging_path}, not at {path}; unstage it there")
+        self._unmount(record)
+        self._prove_closed(record)
+        self._clear_read_only(record)
+        self.forget(record)
+
+    def forget(self, record: StageRecord) -> None:
+        """Drop a record's pins, then the record."""
+        if record.attachment.transport is Transport.AOE and record.interface:
+            self.host.ingress.unpin(record.interface, address_of(record.attachment))
+        self.records.drop(record.attachment.volume_id)
+
+    # --- before anything changes --------------------------------------------------------------------------------
+
+    def _interface(self, attachment: Attachment) -> str:
+        if attachment.transport is Transport.LOCAL:
+            return ""
+        address_of(attachment)
+        san = self.settings.san_named(attachment.san) if attachment.san is not None else None
+        if san is None:
+            known = ", ".join(one.name for one in self.settings.san) or "none"
+            raise Invalid(
+                f"volume {attachment.volume_id} comes over SAN {attachment.san!r}, and this node is on: {known}; "
+                "add the SAN to this node's configuration"
+            )
+        return san.interface
+
+    def _admit_path(self, path: str, attachment: Attachment, use: Use) -> None:
+        kind = self.host.mounts.kind(path)
+        if kind not in ("directory", "absent"):
+            raise Invalid(f"staging path {path} is a {kind}; give a directory")
+        for mount in self.staged.mounts_at(path):
+            if isinstance(use, BlockUse) or not self.staged.is_filesystem_of(mount, attachment):
+                raise Conflict(
+                    f"staging path {path} already has {mount.source} mounted; unmount it, or stage volume "
+                    f"{attachment.volume_id} elsewhere"
+                )
+
+    def _settle_earlier(self, record: StageRecord) -> StageRecord | None:
+        """Return the record an earlier attempt at the same left in this boot; clean up after one at something else."""
+        volume_id = record.attachment.volume_id
+        earlier = self.staged.find(volume_id)
+        if earlier is None:
+            return None
+        if (
+            earlier.staging_path == record.staging_path
+            and earlier.use == record.use
+            and _same_grant(earlier.attachment, record.attachment)
+        ):
+            return earlier
+        if earlier.staged:
+            raise Conflict(
+                f"volume {volume_id} is staged on this node at {earlier.staging_path} as {_use_text(earlier)} through "
+                f"{device_path(earlier.attachment)}, and was asked for at {record.staging_path} as {_use_text(record)} "
+                f"through {device_path(record.attachment)}; unstage it first"
+            )
+        self.unstage(volume_id, earlier.staging_path)
+        return None
+
+    def _is_there(self, record: StageRecord) -> bool:
+        if isinstance(record.use, FilesystemUse):
+            return bool(self.staged.mounts_at(record.staging_path))
+        if record.attachment.transport is Transport.LOCAL:
+            return True
+        return self.staged.device(address_of(record.attachment)) is not None
+
+    def _refuse_open(self, attachment: Attachment, earlier: StageRecord | None) -> None:
+        address = address_of(attachment)
+        other = self.staged.of_address(address)
+        if other is not None and other.attachment.volume_id != attachment.volume_id:
+            raise InUse(
+                f"address {address} of volume {attachment.volume_id} is held on this node by volume "
+                f"{other.attachment.volume_id}; unstage that one first"
+            )
+        if self.staged.device(address) is None or not self.host.initiator.in_use(address):
+            return
+        if earlier is None:
+            raise InUse(
+                f"device {address} is open on this node and was not staged by this driver, so it may be a stale one "
+                f"with another volume's data; find its user and close it, then volume {attachment.volume_id} can be "
+                "staged"
+            )
+        raise Busy(
+            f"device {address} is still open from an earlier attempt to stage volume {attachment.volume_id}; "
+            "try again when that has ended"
+        )
+
+    # --- the device ---------------------------------------------------------------------------------------------
+
+    def _attach(self, record: StageRecord) -> StageRecord:
+        """Prove the target on the wire, pin it, bring the driver's device up and prove that too."""
+        attachment, address = record.attachment, address_of(record.attachment)
+        self._check_deadsecs()
+        self.staged.restore_pins((record.interface,))
+        mac = prove_answers(attachment, self._listen(record))
+        proven = msgspec.structs.replace(record, pinned_mac=mac)
+        self.records.put(proven)
+        self.host.ingress.pin(record.interface, address, mac)
+        self._drop_stale(attachment, mac)
+        self._bring_up(attachment, mac)
+        return proven
+
+    def _check_deadsecs(self) -> None:
+        found, limit = self.host.initiator.deadsecs(), self.settings.initiator.deadsecs
+        if not 0 < found <= limit:
+            raise CommandFailed(
+                f"aoe_deadsecs is {found} on this node and must be 1 to {limit}, or a fenced write could land after "
+                "its address rested; set /sys/module/aoe/parameters/aoe_deadsecs and the options in modprobe.d"
+            )
+
+    def _listen(self, record: StageRecord) -> tuple[Answer, ...]:
+        """Return everyone who answers: wait for the first one, then listen on for others."""
+        address, waited_s = address_of(record.attachment), 0.0
+        while waited_s < self.settings.initiator.stage_s:
+            if self.host.initiator.probe(record.interface, address, timeout_s=_FIRST_LISTEN_S):
+                answers = self.host.initiator.probe(
+                    record.interface, address, timeout_s=self.settings.initiator.probe_s
+                )
+                if answers:
+                    return answers
+            waited_s += _FIRST_LISTEN_S
+        raise Unreachable(
+            f"nobody answers for {address} (volume {record.attachment.volume_id}) on {record.interface} within "
+            f"{self.settings.initiator.stage_s:g} s; check the export on its storage node and the SAN between"
+        )
+
+    def _drop_stale(self, attachment: Attachment, mac: Mac) -> None:
+        """Make the driver forget targets it learned before the pin stood."""
+        address = address_of(attachment)
+        device = self.staged.device(address)
+        if device is None or not set(device.target_macs) - {mac}:
+            return
+        if self.host.initiator.in_use(address):
+            raise InUse(
+                f"device {address} is open on this node and the driver would also use targets "
+                f"{', '.join(sorted(set(device.target_macs) - {mac}))}; close it, then stage volume "
+                f"{attachment.volume_id} again"
+            )
+        log.warning("stale device flushed", extra={"device": str(address), "targets": device.target_macs})
+        self.host.initiator.flush(address)
+
+    def _bring_up(self, attachment: Attachment, mac: Mac) -> AoEDevice:
+        """Discover until the device is up and provably the volume; return it."""
+        address, waited_s, discover_s = address_of(attachment), 0.0, 0.0
+        while True:
+            if waited_s >= discover_s:
+                self.host.initiator.discover()
+                discover_s += _DISCOVER_S
+            device = self.staged.device(address)
+            if device is not None and device.up and device.target_macs:
+                serial = self.host.initiator.identify(address)
+                try:
+                    prove_device(attachment, mac, device, serial)
+                except IdentityMismatch:
+                    # A closed device the driver knew before shows what it was, until it is identified again.
+                    if waited_s >= self.settings.initiator.stage_s:
+                        raise
+                else:
+                    return device
+            if waited_s >= self.settings.initiator.stage_s:
+                raise Unreachable(
+                    f"device {address} of volume {attachment.volume_id} did not come up within {waited_s:g} s although "
+                    f"target {mac} answers; look at the kernel log and the MTU of the SAN"
+                )
+            self.host.sleep(_LOOK_S)
+            waited_s += _LOOK_S
+
+    def _prove_local(self, attachment: Attachment) -> None:
+        found_bytes = self.host.blocks.size_bytes(attachment.device)
+        if found_bytes < attachment.size_bytes:
+            raise IdentityMismatch(
+                f"{attachment.device} has {found_bytes} bytes and volume {attachment.volume_id} at least "
+                f"{attachment.size_bytes}; nothing was mounted, look at the logical volume"
+            )
+
+    # --- its content --------------------------------------------------------------------------------------------
+
+    def _ready(self, record: StageRecord, *, mounted: bool) -> None:
+        """Mount the file system, if that is the use; for a block device being proven is all."""
+        device, read_only = device_path(record.attachment), is_read_only(record)
+        if isinstance(record.use, BlockUse):
+            self.host.filesystems.set_read_only(device, read_only=read_only)
+            return
+        use = record.use
+        if not mounted:
+            self.host.filesystems.set_read_only(device, read_only=read_only)
+            step = judge_content(
+                record.attachment,
+                use,
+                self.host.blocks.signature(device),
+                read_only=read_only or options.is_read_only(use),
+            )
+            if step is Step.MAKE:
+                self.host.filesystems.make(device, use.filesystem, MKFS_LABEL)
+                self.host.filesystems.set_label(device, use.filesystem, "")
+            elif step is Step.CHECK:
+                self.host.filesystems.check(device, use.filesystem)
+            self.host.mounts.make_directory(record.staging_path)
+            self.host.mounts.mount(
+                device, record.staging_path, use.filesystem, options.mount_options(use, read_only=read_only)
+            )
+        if not (read_only or options.is_read_only(use)):
+            self.host.filesystems.grow(device, record.staging_path, use.filesystem)
+
+    # --- the way back -------------------------------------------------------------------------------------------
+
+    def _forget_if_idle(self, record: StageRecord) -> None:
+        """After a refusal, leave nothing behind, unless something of the volume's is there to be cleaned up."""
+        try:
+            address = record.attachment.address
+            if record.targets or self.staged.mounts_at(record.staging_path):
+                return
+            if address is not None and self.staged.device(address) is not None and self.host.initiator.in_use(address):
+                return
+            self.forget(record)
+        except AoECsiError as error:
+            log.warning(
+                "half-staged volume stays on record",
+                extra={"volume": record.attachment.volume_id, "error": str(error)},
+            )
+
+    def _unmount(self, record: StageRecord) -> None:
+        volume_id, path = record.attachment.volume_id, record.staging_path
+        table = self.host.mounts.table()
+        elsewhere = sorted({one.target for one in table if one.target != path and self.staged.is_own(one, record)})
+        if elsewhere:
+            raise InUse(f"volume {volume_id} is still mounted at {', '.join(elsewhere)}; unpublish it there first")
+        for mount in (one for one in reversed(table) if one.target == path):
+            if not self.staged.is_filesystem_of(mount, record.attachment):
+                raise InUse(f"{path} has {mount.source} mounted, which is not volume {volume_id}; unmount it by hand")
+            self.host.mounts.unmount(path)
+
+    def _prove_closed(self, record: StageRecord) -> None:
+        """Check that nobody holds the device any more. A local volume's openers are its storage side's to judge."""
+        if record.attachment.transport is Transport.LOCAL:
+            return
+        address = address_of(record.attachment)
+        for _ in range(_CLOSE_LOOKS):
+            if not self.host.initiator.in_use(address):
+                return
+            self.host.sleep(_LOOK_S)
+        volume_id = record.attachment.volume_id
+        if isinstance(record.use, FilesystemUse):
+            raise Unfinished(
+                f"device {address} of volume {volume_id} is unmounted and still open: the kernel is writing back, or "
+                f"waits for a silent target (at most {self.settings.initiator.deadsecs} s); try again"
+            )
+        raise InUse(f"device {address} of volume {volume_id} is still open on this node; stop what uses it")
+
+    def _clear_read_only(self, record: StageRecord) -> None:
+        if not is_read_only(record) and not record.read_only_targets:
+            return
+        attachment = record.attachment
+        if attachment.transport is Transport.LOCAL:
+            self.host.filesystems.set_read_only(attachment.device, read_only=False)
+            return
+        device = self.staged.device(address_of(attachment))
+        if device is not None and device.up:
+            try:
+                self.host.filesystems.set_read_only(device.path, read_only=False)
+            except (CommandFailed, Unfinished) as error:
+                # Needs no target: the flag goes with the device, and staging sets it anew.
+                log.warning("read-only flag left", extra={"device": device.path, "error": str(error)})
+
+
+def _same_grant(one: Attachment, other: Attachment) -> bool:
+    """Say whether two contexts are of one grant; size, file system and MAC are as they were when it was made."""
+    return (one.transport, one.address, one.san, one.device, one.serial, one.writable) == (
+        other.transport,
+        other.address,
+        other.san,
+        other.device,
+        other.serial,
+        other.writable,
+    )
+
+
+def _use_text(record: StageRecord) -> str:
+    kind = "a block device" if isinstance(record.use, BlockUse) else record.use.filesystem
+    return f"{kind} ({'read-only' if is_read_only(record) else 'writable'}, {record.use.mode.value})"

@@ -1,0 +1,92 @@
+"""The sweeper: makes the driver forget devices that nobody here has any business with.
+
+Flushed is a device that is on no record, closed, on one of this node's SAN interfaces, and whose target is silent to
+this host: its grant is revoked. A device whose target still answers would come back, and one that is open is never
+touched. Pins without a record go too, and records of an earlier boot, whose mounts and devices went with it.
+The driver's flush does not look whether a device is open, so the last look and the flush are made under the address's
+lock, which staging holds too.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from aoe_core.attach.host import ComputeHost
+from aoe_core.attach.locks import Locks
+from aoe_core.attach.records import StageRecords
+from aoe_core.errors import AoECsiError, Busy
+from aoe_core.host.contracts import AoEDevice
+from aoe_core.model import Address
+from aoe_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeper:
+    """Sweeps once when told to."""
+
+    host: ComputeHost
+    settings: Settings
+    records: StageRecords
+    locks: Locks
+
+    def sweep(self) -> tuple[Address, ...]:
+        """Clean up; return the addresses flushed. What cannot be found out about one device leaves that one alone."""
+        self._drop_old_records()
+        self._drop_lost_pins()
+        flushed = []
+        for device in self.host.initiator.devices():
+            try:
+                if self._is_left_over(device) and self._flush(device.address):
+                    flushed.append(device.address)
+            except Busy:
+                continue  # Staging is at it.
+            except AoECsiError as error:
+                log.warning("device not swept", extra={"device": str(device.address), "error": str(error)})
+        return tuple(flushed)
+
+    def _drop_old_records(self) -> None:
+        for record in self.records.all():
+            if record.boot == self.host.boot:
+                continue
+            try:
+                with self.locks.hold(f"volume {record.attachment.volume_id}"):
+                    now = self.records.find(record.attachment.volume_id)
+                    if now is not None and now.boot != self.host.boot:
+                        self.records.drop(record.attachment.volume_id)
+                        log.info("record of an earlier boot dropped", extra={"volume": record.attachment.volume_id})
+            except Busy:
+                continue
+
+    def _drop_lost_pins(self) -> None:
+        # Pins first, records second: a pin is set after its record is written.
+        for interface, address, mac in sorted(self.host.ingress.pinned()):
+            try:
+                with self.locks.hold(f"address {address}"):
+                    record = self.records.of_address(address)
+                    if record is None or record.boot != self.host.boot or record.interface != interface:
+                        self.host.ingress.unpin(interface, address)
+                        log.info("pin without a record dropped", extra={"address": str(address), "mac": mac})
+            except Busy:
+                continue
+
+    def _is_left_over(self, device: AoEDevice) -> bool:
+        """Say whether a device seems to be nobody's; takes as long as the probe listens."""
+        if device.interface not in {san.interface for san in self.settings.san} or device.closewait:
+            return False
+        if self._is_recorded(device.address) or self.host.initiator.in_use(device.address):
+            return False
+        limit_s = self.settings.initiator.probe_s
+        return not self.host.initiator.probe(device.interface, device.address, timeout_s=limit_s)
+
+    def _flush(self, address: Address) -> bool:
+        with self.locks.hold(f"address {address}"):
+            if self._is_recorded(address) or self.host.initiator.in_use(address):
+                return False
+            self.host.initiator.flush(address)
+        log.info("device of a silent target flushed", extra={"device": str(address)})
+        return True
+
+    def _is_recorded(self, address: Address) -> bool:
+        record = self.records.of_address(address)
+        return record is not None and record.boot == self.host.boot

@@ -1,0 +1,88 @@
+"""What is on this storage node, said for a person: every volume of ours, every export file, and what nobody wants.
+
+Orphans are reported and never removed unasked: an unfinished volume may be some caller's next retry, and a logical
+volume with our tag may hold the only copy of somebody's data. Pure: reports in, rows out.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aoe_core.host.contracts import ExportUnit, LvmReport
+from aoe_core.host.exports import ExportFile, ExportState
+from aoe_core.model import Address, PoolName, Snapshot, Volume, VolumeState
+from aoe_core.settings import Settings
+from aoe_core.volumes import tags
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """Something of ours that nothing wants any more, with what to do about it."""
+
+    kind: str
+    name: str
+    fact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """One storage node at one moment."""
+
+    volumes: tuple[Volume, ...]
+    snapshots: tuple[Snapshot, ...]
+    exports: tuple[ExportFile, ...]
+    units: Mapping[Address, ExportUnit]
+    orphans: tuple[Orphan, ...]
+
+
+def inspect(
+    settings: Settings, report: LvmReport, exports: tuple[ExportFile, ...], units: Mapping[Address, ExportUnit]
+) -> Inspection:
+    """Return everything of ours on this machine."""
+    pools = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in settings.pool}
+    volumes: list[Volume] = []
+    snapshots: list[Snapshot] = []
+    orphans: list[Orphan] = []
+    for lv in report.volumes:
+        if not tags.is_ours(lv):
+            continue
+        pool = pools.get((lv.vg, lv.thin_pool))
+        volume = tags.read_volume(lv, pool) if pool else None
+        snapshot = tags.read_snapshot(lv, pool) if pool else None
+        where = f"{lv.vg}/{lv.name}"
+        if volume is not None:
+            volumes.append(volume)
+            if volume.state is VolumeState.NEW:
+                orphans.append(Orphan(kind="volume", name=where, fact=_UNFINISHED))
+        elif snapshot is not None:
+            snapshots.append(snapshot)
+        else:
+            orphans.append(Orphan(kind="logical volume", name=where, fact=_UNREADABLE))
+    orphans.extend(_export_orphans(volumes, exports, units))
+    return Inspection(
+        volumes=tuple(volumes), snapshots=tuple(snapshots), exports=exports, units=units, orphans=tuple(orphans)
+    )
+
+
+_UNFINISHED = "its creation did not end; create it again by its name, or remove it with lvremove"
+_UNREADABLE = "has our tag but belongs to no configured pool or lacks its other tags; see docs/runbooks.md"
+
+
+def _export_orphans(
+    volumes: Iterable[Volume], exports: Iterable[ExportFile], units: Mapping[Address, ExportUnit]
+) -> Iterable[Orphan]:
+    ready = {volume.volume_id for volume in volumes if volume.state is VolumeState.READY}
+    live = set()
+    for file in exports:
+        if file.state is ExportState.RESTING:
+            continue
+        live.add(file.address)
+        name = str(file.address) if file.address else file.name
+        if file.volume_id not in ready:
+            fact = f"volume {file.volume_id} is lost: granted to {file.node}, but not in LVM; bring its disks back"
+            yield Orphan(kind="export", name=name, fact=fact)
+        if file.state is ExportState.REVOKING:
+            fact = f"volume {file.volume_id} is half revoked from {file.node}; unpublish it again"
+            yield Orphan(kind="export", name=name, fact=fact)
+    for address, unit in sorted(units.items()):
+        if address not in live and (unit.active or unit.locked):
+            yield Orphan(kind="export", name=str(address), fact="runs without a grant; restart the aoe-csi service")

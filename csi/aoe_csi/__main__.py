@@ -1,0 +1,153 @@
+"""The `aoe-csi` command.
+
+Exit codes: 0 done, 1 done and something needs attention, 2 refused before anything began (one sentence on stderr).
+"""
+# ruff: noqa: PLC0415 - a subcommand imports what it needs, and grpc not before its environment is set.
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aoe_core import settings as configuration
+from aoe_core.errors import AoECsiError
+from aoe_core.settings import Settings
+from aoe_csi import logs
+
+if TYPE_CHECKING:
+    from aoe_csi.composition import Composition
+
+DEFAULT_ENDPOINT = "unix:///run/aoe-csi/csi.sock"
+OK, ATTENTION, REFUSED = 0, 1, 2
+
+log = logging.getLogger("aoe_csi")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    top = argparse.ArgumentParser(prog="aoe-csi", description="Block storage from LVM and ATA over Ethernet, by CSI.")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--config", type=Path, default=configuration.DEFAULT_PATH, metavar="PATH", help="default: %(default)s"
+    )
+    shared.add_argument("--log-format", choices=("text", "json"), default="text")
+    shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serving = argparse.ArgumentParser(add_help=False)
+    serving.add_argument(
+        "--endpoint", default=DEFAULT_ENDPOINT, metavar="unix:///PATH", help="the socket; default: %(default)s"
+    )
+    printing = argparse.ArgumentParser(add_help=False)
+    printing.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words, parents, act in (
+        ("standalone", "serve all of CSI for this machine, without Kubernetes", [serving], _standalone),
+        ("node", "serve the node's part of CSI", [serving], _node),
+        ("status", "show pools, volumes, grants and staged volumes of this machine", [printing], _status),
+        ("preflight", "check this machine and say what it lacks", [printing], _preflight),
+        ("prepare-host", "bring this machine's units, rules and module options into place", [], _prepare),
+    ):
+        command = commands.add_parser(name, help=words, description=words, parents=[shared, *parents])
+        command.set_defaults(act=act)
+        if name == "prepare-host":
+            command.add_argument("--check", action="store_true", help="change nothing, say what differs")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = parser().parse_args(arguments)
+    logs.start(options.log_format, options.log_level)
+    act: Callable[[argparse.Namespace, Settings], int] = options.act
+    try:
+        return act(options, configuration.read(options.config))
+    except AoECsiError as error:
+        sys.stderr.write(f"aoe-csi {options.command}: {error}\n")
+        return REFUSED
+
+
+def _standalone(options: argparse.Namespace, settings: Settings) -> int:
+    _disable_fork_support()
+    from aoe_csi.composition import compose_standalone
+
+    return _serve(options.endpoint, compose_standalone(settings))
+
+
+def _node(options: argparse.Namespace, settings: Settings) -> int:
+    _disable_fork_support()
+    from aoe_csi.composition import compose_node
+
+    return _serve(options.endpoint, compose_node(settings))
+
+
+def _disable_fork_support() -> None:
+    # Read when grpc is imported. Its fork handlers would stop every call for each command that is started.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+
+def _serve(endpoint: str, composition: "Composition") -> int:
+    from aoe_csi.server import Server
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = Server(endpoint, composition.services)
+    server.start()
+    for worker in composition.background:
+        worker.start_background()
+    stop.wait()
+    for worker in composition.background:
+        worker.stop_background()
+    if server.stop():
+        return OK
+    # Threads that still hold a call would keep the interpreter from ending, perhaps for as long as a target is dead.
+    logging.shutdown()
+    os._exit(ATTENTION)
+
+
+def _status(options: argparse.Namespace, settings: Settings) -> int:
+    from aoe_csi import status
+    from aoe_csi.composition import report_host
+
+    report = report_host(settings)
+    _say(status.as_json(report) if options.json else status.as_text(report))
+    return ATTENTION if report.orphans else OK
+
+
+def _preflight(options: argparse.Namespace, settings: Settings) -> int:
+    from aoe_core import preflight
+
+    findings = preflight.run(settings)
+    if options.json:
+        _say(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
+    else:
+        for one in findings:
+            remedy = f"; {one.remedy}" if one.remedy else ""
+            _say(f"{one.severity.value:8} {one.check}: {one.fact}{remedy}")
+    return ATTENTION if any(one.severity is preflight.Severity.FAILURE for one in findings) else OK
+
+
+def _prepare(options: argparse.Namespace, settings: Settings) -> int:
+    from aoe_core import preparation
+
+    outcome = preparation.prepare(settings, check=options.check)
+    for step in outcome.done:
+        _say(f"would {step}" if options.check else f"done: {step}")
+    for step in outcome.remaining:
+        _say(f"by hand: {step}")
+    differs = outcome.remaining or (options.check and outcome.done)
+    return ATTENTION if differs else OK
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

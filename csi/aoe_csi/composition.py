@@ -1,0 +1,99 @@
+"""Which real objects a process is made of, according to its configuration. Nothing else constructs them.
+
+Imports of the host's code are inside the functions: a node without pools never loads the engine.
+"""
+# ruff: noqa: PLC0415 - see above.
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from aoe_core.errors import Invalid
+from aoe_core.settings import Settings
+from aoe_csi.controller import Controller
+from aoe_csi.identity import Identity
+from aoe_csi.node import Node
+from aoe_csi.server import Services
+from aoe_csi.status import HostReport, PoolRow, export_rows, grant_rows, orphan_rows, staged_rows, volume_rows
+
+
+class Background(Protocol):
+    """Work that goes on beside the calls while a server serves."""
+
+    def start_background(self) -> None:
+        """Begin; returns at once."""
+
+    def stop_background(self) -> None:
+        """End what can be ended; returns soon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """What a server serves, and what runs beside it."""
+
+    services: Services
+    background: tuple[Background, ...]
+
+
+def compose_standalone(settings: Settings) -> Composition:
+    """Return everything this machine is for: a controller where it has pools, a node where it attaches.
+
+    Raises: Invalid when it is for nothing.
+    """
+    if not settings.pool and not settings.compute:
+        raise Invalid("the configuration has neither a pool nor `compute`, so there is nothing to serve; add one")
+    controller = None
+    node = None
+    background: list[Background] = []
+    if settings.pool:
+        from aoe_core.volumes.engine import open_engine
+
+        engine = open_engine(settings)
+        controller = Controller(engine)
+        background.append(engine)
+    if settings.compute:
+        from aoe_core.attach.attacher import open_attacher
+
+        attacher = open_attacher(settings)
+        node = Node(attacher)
+        background.append(attacher)
+    return Composition(
+        services=Services(identity=Identity(), controller=controller, node=node), background=tuple(background)
+    )
+
+
+def compose_node(settings: Settings) -> Composition:
+    """Return the node service alone. Raises: Invalid when this machine is not to attach volumes."""
+    if not settings.compute:
+        raise Invalid("the configuration says `compute = false`, so there is no node to serve; set it to true")
+    from aoe_core.attach.attacher import open_attacher
+
+    attacher = open_attacher(settings)
+    return Composition(services=Services(identity=Identity(), node=Node(attacher)), background=(attacher,))
+
+
+def report_host(settings: Settings) -> HostReport:
+    """Return what this machine has and holds, as its engine and its stage records say."""
+    report = HostReport(node=settings.node)
+    if settings.pool:
+        from aoe_core.host.exports import ExportState
+        from aoe_core.volumes.engine import open_engine
+
+        engine = open_engine(settings)
+        inspection = engine.inspect()
+        capacities = [(pool, engine.capacity(pool, None)) for pool in engine.pools()]
+        report = replace(
+            report,
+            pools=tuple(
+                PoolRow(pool=pool, available_bytes=one.available_bytes, maximum_volume_bytes=one.maximum_volume_bytes)
+                for pool, one in capacities
+            ),
+            volumes=volume_rows(inspection.volumes),
+            exports=export_rows(inspection),
+            grants=grant_rows(file.grant for file in inspection.exports if file.state is not ExportState.RESTING),
+            orphans=orphan_rows(inspection.orphans),
+        )
+    if settings.compute:
+        from aoe_core.attach.attacher import open_attacher
+
+        report = replace(report, staged=staged_rows(open_attacher(settings).records()))
+    return report

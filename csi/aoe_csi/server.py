@@ -1,0 +1,174 @@
+"""The gRPC server on its unix socket.
+
+Owns the socket's life. grpcio unlinks whatever is at its path, when it binds (even a live server's socket) and again
+when it stops (even one that a newer process has bound since). So it is given a private path, and this module moves
+the socket to its real place and takes it away again, under a lock file and only if it is still the same socket.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from aoe_core.errors import Busy, Invalid, Unreachable
+from aoe_csi.interceptor import Edge
+from aoe_csi.proto import csi_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+MAX_WORKERS = 128
+"""Calls at work at once. A volume holds two at most (see locks), the others wait their turn and are not refused."""
+GRACE_S = 25.0
+"""How long running calls may take to end: within Kubernetes' 30 s between SIGTERM and SIGKILL."""
+_ANSWER_S = 1.0
+_MAX_SOCKET_PATH_BYTES = 107
+"""unix(7): sun_path has 108 bytes with its NUL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a server serves; None for a service it does not have."""
+
+    identity: csi_pb2_grpc.IdentityServicer
+    controller: csi_pb2_grpc.ControllerServicer | None = None
+    node: csi_pb2_grpc.NodeServicer | None = None
+
+
+def parse_endpoint(endpoint: str) -> Path:
+    """Return the socket's path for `unix:///path`, `unix:/path` or `/path`. Raises: Invalid."""
+    text = endpoint
+    for scheme in ("unix://", "unix:"):
+        if endpoint.startswith(scheme):
+            text = endpoint.removeprefix(scheme)
+            break
+    if not text.startswith("/"):
+        raise Invalid(
+            f"endpoint {endpoint!r} is no unix socket; CSI has no authentication, so only local sockets are served: "
+            "write unix:///run/aoe-csi/csi.sock"
+        )
+    path = Path(text)
+    if not path.name or len(os.fsencode(_private(path))) > _MAX_SOCKET_PATH_BYTES:
+        raise Invalid(f"endpoint {endpoint!r} cannot be a socket's path; Linux takes about 100 bytes, name a file")
+    return path
+
+
+def _private(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+class Server:
+    """One server on one socket: `start`, then `stop` once."""
+
+    def __init__(self, endpoint: str, services: Services) -> None:
+        self._path = parse_endpoint(endpoint)
+        self._services = services
+        self._edge = Edge()
+        self._workers = ThreadPoolExecutor(max_workers=MAX_WORKERS, thread_name_prefix="call")
+        self._server: grpc.Server | None = None
+        self._lock: int | None = None
+        self._bound: tuple[int, int] | None = None
+
+    def start(self) -> None:
+        """Serve. Raises: Busy when another process serves there; Invalid or Unreachable when the socket cannot be."""
+        self._lock = _take_lock(self._path)
+        try:
+            _refuse_live(self._path)
+            self._server = self._bind()
+        except BaseException:
+            self._release()
+            raise
+        log.info("serving", extra={"endpoint": str(self._path)})
+
+    def _bind(self) -> grpc.Server:
+        private = _private(self._path)
+        private.unlink(missing_ok=True)
+        server = grpc.server(self._workers, interceptors=[self._edge])
+        csi_pb2_grpc.add_IdentityServicer_to_server(self._services.identity, server)
+        if self._services.controller is not None:
+            csi_pb2_grpc.add_ControllerServicer_to_server(self._services.controller, server)
+        if self._services.node is not None:
+            csi_pb2_grpc.add_NodeServicer_to_server(self._services.node, server)
+        # The process's umask, for the one moment in which the socket appears: nobody else may connect, ever.
+        umask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{private}")
+        except RuntimeError as error:
+            raise Unreachable(f"socket {self._path} cannot be made ({error}); check its directory") from error
+        finally:
+            os.umask(umask)
+        server.start()
+        found = private.stat()
+        self._bound = (found.st_dev, found.st_ino)
+        private.rename(self._path)
+        return server
+
+    def stop(self, grace_s: float = GRACE_S) -> bool:
+        """Take no more calls, let running ones end within `grace_s`, and say whether they did."""
+        self._remove_own_socket()
+        ended = True
+        if self._server is not None:
+            until = time.monotonic() + grace_s
+            self._server.stop(grace_s).wait()
+            # To grpc a call ends when its client gives up; the thread at work on it may need longer.
+            ended = self._edge.wait_idle(max(0.0, until - time.monotonic()))
+        self._edge.stop()
+        self._workers.shutdown(wait=False)
+        self._release()
+        log.info("stopped", extra={"all_calls_ended": ended})
+        return ended
+
+    def _remove_own_socket(self) -> None:
+        try:
+            found = self._path.lstat()
+        except FileNotFoundError:
+            return
+        if (found.st_dev, found.st_ino) == self._bound:
+            self._path.unlink(missing_ok=True)
+        else:
+            log.warning("socket is another process's now and stays", extra={"endpoint": str(self._path)})
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            # Explicitly: the kernel would keep the lock for as long as one stuck thread keeps this process.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+
+def _take_lock(path: Path) -> int:
+    lock = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Invalid(f"lock file {lock} cannot be opened ({error.strerror}); create its directory first") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Busy(f"socket {path} is served by another process, which holds {lock}; stop that one first") from error
+    return descriptor
+
+
+def _refuse_live(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise Invalid(f"{path} exists and is no socket; move it away or choose another endpoint")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.settimeout(_ANSWER_S)
+        try:
+            caller.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError as error:
+            raise Busy(f"socket {path} may be another process's ({error}); stop that one first") from error
+    raise Busy(f"socket {path} is served by another process; stop that one first")

@@ -1,0 +1,270 @@
+"""One machine of a lab: its emulator, its disks, its connection, and what can befall it.
+
+Owns: the machine's directory, in which all its state is; any process that knows the directory can steer the machine.
+Refuses: to change the system inside beyond pushing code; preparing a host is the project's work, under test.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+from aoe_lab import process, qmp, source_tree
+from aoe_lab.console import Console
+from aoe_lab.disks import DiskServer
+from aoe_lab.errors import BootFailed, LabError, MachineUnreachable
+from aoe_lab.remote_process import RemoteProcess
+from aoe_lab.ssh import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from aoe_lab.process import Finished
+    from aoe_lab.topology import MachineSpec
+
+BOOT_TIMEOUT_S = 300.0
+
+
+class MachineState(StrEnum):
+    """What the emulator does; a machine that is RUNNING may still be booting."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+@dataclass(slots=True, kw_only=True)
+class Machine:
+    """A machine whose directory is `place`; `argv` starts its emulator, `enter` leads into the lab's network."""
+
+    spec: MachineSpec
+    place: Path
+    enter: tuple[str, ...]
+    argv: tuple[str, ...]
+    _forwards: list[Callable[[], object]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, spec: MachineSpec, place: Path, enter: tuple[str, ...]) -> Self:
+        """Return the machine whose directory was made by `lab.Lab.start`."""
+        argv = tuple(json.loads((place / "qemu.json").read_text()))
+        return cls(spec=spec, place=place, enter=enter, argv=argv)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def address(self) -> str:
+        return self.spec.address
+
+    @property
+    def disks(self) -> tuple[DiskServer, ...]:
+        return disk_servers(self.spec, self.place)
+
+    @property
+    def console(self) -> Console:
+        return Console(self.place / "console.log")
+
+    @property
+    def _connection(self) -> Connection:
+        return Connection(
+            machine=self.name,
+            address=self.address,
+            key=self.place / "login-key",
+            place=self.place,
+            enter=self.enter,
+        )
+
+    # --- life and death
+
+    def boot(self) -> None:
+        """Start the machine; `wait_ready` waits for it. Raises: LabError if it is not off."""
+        if self.state() is not MachineState.OFF:
+            raise LabError(f"{self.name} is {self.state()}: cut its power first")
+        for disk in self.disks:
+            disk.start(self.enter)
+        for san in self.spec.sans:
+            self._pulled_mark(san).unlink(missing_ok=True)
+            self._netem_mark(san).unlink(missing_ok=True)
+        self.console.mark_boot()
+        process.start([*self.enter, *self.argv], output=self.place / "qemu.log")
+
+    def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
+        """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again."""
+        end = time.monotonic() + timeout_s
+        born = time.monotonic() + 5  # The emulator writes its pid file a moment after its start.
+        while self.console.ready_boot_id() is None:
+            if time.monotonic() > end:
+                raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
+            if time.monotonic() > born and self.state() is MachineState.OFF:
+                log = (self.place / "qemu.log").read_text().strip()
+                raise BootFailed(f"{self.name}: the emulator ended: {log}\n{self.console_tail()}")
+            time.sleep(0.05)
+        self._connection.open()
+        for forward in self._forwards:
+            forward()
+
+    def power_cut(self) -> None:
+        """End the machine without warning; its disks lose what they had not written. Nothing to do if it is off."""
+        pids = [pid for disk in self.disks for pid in disk.pids()]
+        if (emulator := self._emulator_pid()) is not None:
+            pids.append(emulator)
+        process.kill(pids)
+        self._connection.close()
+
+    def reboot(self) -> None:
+        """Have the machine shut down and start again by itself, and wait until it is ready."""
+        self.console.mark_boot()
+        self.run("systemctl --no-block reboot", check=False)
+        self.wait_ready()
+
+    def pause(self) -> None:
+        """Stop the machine's processors, as an overloaded or suspended host does."""
+        self._qmp("stop")
+
+    def resume(self) -> None:
+        """Let a paused machine run on, and set its clock, which stood still."""
+        self._qmp("cont")
+        self.run(f"date --utc --set=@{time.time():.3f}")
+
+    def state(self) -> MachineState:
+        if self._emulator_pid() is None:
+            return MachineState.OFF
+        try:
+            status = self._qmp("query-status")["status"]
+        except MachineUnreachable:
+            return MachineState.OFF
+        return MachineState.PAUSED if status == "paused" else MachineState.RUNNING
+
+    def heal(self) -> None:
+        """Bring the machine back to a sound state: booted, running, connected, links up, nothing delayed or failing."""
+        for disk in self.disks:
+            disk.fail_flushes(False)
+        state = self.state()
+        if state is MachineState.OFF:
+            self.power_cut()  # Its disk servers may have outlived the emulator.
+            self.boot()
+            self.wait_ready()
+            return
+        for san in self.spec.sans:
+            self.link_up(san)
+        if state is MachineState.PAUSED:
+            self.resume()
+        if not self._connection.is_open():
+            self.wait_ready()
+        for san in self.spec.sans:
+            if self._netem_mark(san).exists():
+                self.netem(san)
+
+    # --- network
+
+    def san_mac(self, san: str) -> str:
+        return self.spec.san_mac(san)
+
+    def san_interface(self, san: str) -> str:
+        return self.spec.san_interface(san)
+
+    def link_down(self, san: str) -> None:
+        """Pull the machine's cable to a SAN: the interface stays, its carrier goes."""
+        self._set_link(san, up=False)
+
+    def link_up(self, san: str) -> None:
+        self._set_link(san, up=True)
+
+    def netem(self, san: str, *, delay_ms: float = 0, loss_percent: float = 0) -> None:
+        """Make what the machine sends on a SAN late or lossy, until the next call or boot; both 0: sound again.
+
+        It happens inside the machine: the host's kernel need not have the queueing discipline.
+        """
+        interface = self.san_interface(san)
+        if delay_ms or loss_percent:
+            # Room for every frame of a burst: only what is asked for shall be lost.
+            effect = f"netem limit 100000 delay {delay_ms:g}ms loss {loss_percent:g}%"
+            self._netem_mark(san).touch()
+            self.run(f"tc qdisc replace dev {interface} root {effect}")
+        else:
+            self.run(f"tc qdisc del dev {interface} root 2>&1 || true")
+            self._netem_mark(san).unlink(missing_ok=True)
+
+    def link_is_up(self, san: str) -> bool:
+        """Tell whether the cable is plugged, as `link_down` and `link_up` of any process left it."""
+        return not self._pulled_mark(san).exists()
+
+    def _set_link(self, san: str, *, up: bool) -> None:
+        self.san_interface(san)  # Refuses a SAN the machine is not on.
+        self._qmp("set_link", name=f"san-{san}", up=up)
+        if up:
+            self._pulled_mark(san).unlink(missing_ok=True)
+        else:
+            self._pulled_mark(san).touch()
+
+    # --- inside
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        check: bool = True,
+        timeout_s: float = 60,
+        stdin: bytes | str | None = None,
+    ) -> Finished:
+        """Run a command as root to its end; a string is a shell's line. See `Connection.run` for the errors."""
+        return self._connection.run(command, check=check, timeout_s=timeout_s, stdin=stdin)
+
+    def shell_argv(self, command: Sequence[str], *, terminal: bool) -> list[str]:
+        """Return the argv of a program that runs `command`, or a login shell if it is empty, for a person to look at."""
+        return self._connection.argv(" ".join(command) or "exec bash -l", *(["-t"] if terminal else []))
+
+    def spawn(self, command: str | Sequence[str]) -> RemoteProcess:
+        """Start a command that runs until it is stopped."""
+        return RemoteProcess.start(self._connection, command, log=self.place)
+
+    def copy_to(self, local: Path, remote: str, *, timeout_s: float = 300) -> None:
+        connection = self._connection
+        connection.copy(str(local), connection.remote(remote), timeout_s=timeout_s)
+
+    def copy_from(self, remote: str, local: Path, *, timeout_s: float = 300) -> None:
+        connection = self._connection
+        connection.copy(connection.remote(remote), str(local), timeout_s=timeout_s)
+
+    def push_code(self, packed: bytes | None = None) -> None:
+        """Replace the project's code on the machine by the checkout's (`packed`: as `source_tree.pack` returned it)."""
+        self.run(source_tree.UNPACK, stdin=source_tree.pack() if packed is None else packed)
+
+    def forward_from(self, remote_socket: str) -> Path:
+        """Return a local unix socket that leads to one on the machine; renewed by every `wait_ready`."""
+        self._forwards.append(lambda: self._connection.forward_from(remote_socket))
+        return self._connection.forward_from(remote_socket)
+
+    def forward_to(self, local_socket: Path, remote_socket: str) -> None:
+        """Make a unix socket on the machine lead to a local one; renewed by every `wait_ready`."""
+        self._forwards.append(lambda: self._connection.forward_to(local_socket, remote_socket))
+        self._connection.forward_to(local_socket, remote_socket)
+
+    def boot_id(self) -> str:
+        return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
+
+    def console_tail(self, lines: int = 40) -> str:
+        return self.console.tail(lines)
+
+    def _pulled_mark(self, san: str) -> Path:
+        return self.place / f"pulled-{san}"
+
+    def _netem_mark(self, san: str) -> Path:
+        return self.place / f"netem-{san}"
+
+    def _emulator_pid(self) -> int | None:
+        pid = process.read_pid(self.place / "qemu.pid")
+        return pid if pid is not None and process.is_running(pid, mark=str(self.place)) else None
+
+    def _qmp(self, command: str, **arguments: object) -> dict[str, object]:
+        answer = qmp.execute(self.place / "qmp.sock", command, **arguments)
+        return dict(answer)
+
+
+def disk_servers(spec: MachineSpec, place: Path) -> tuple[DiskServer, ...]:
+    return tuple(DiskServer(name=f"data{number}", place=place, disk=disk) for number, disk in enumerate(spec.disks))

@@ -1,0 +1,48 @@
+"""QEMU's machine protocol: JSON over a unix socket.
+
+Owns: one connection per command; the emulator serves one client at a time, and several processes may steer one lab.
+Source: QEMU's docs/interop/qmp-spec.rst.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import IO, TYPE_CHECKING, Any
+
+from aoe_lab.errors import LabError, MachineUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT_S = 30.0
+
+
+def execute(path: Path, command: str, **arguments: object) -> Any:
+    """Run one command of the emulator listening at `path` and return its answer's "return" member.
+
+    Raises: MachineUnreachable if nobody listens, LabError if the command is refused.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_S)
+        try:
+            connection.connect(str(path))
+            with connection.makefile("rw", encoding="utf-8") as stream:
+                stream.readline()  # The greeting.
+                for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                    stream.write(json.dumps(request) + "\n")
+                    stream.flush()
+                    answer = _answer(stream)
+        except (OSError, ValueError) as error:
+            raise MachineUnreachable(f"{path}: the emulator does not answer ({error}); boot the machine") from error
+    if "error" in answer:
+        raise LabError(f"{path}: {command} refused: {answer['error'].get('desc')}")
+    return answer["return"]
+
+
+def _answer(stream: IO[str]) -> dict[str, Any]:
+    for line in stream:
+        message: dict[str, Any] = json.loads(line)
+        if "event" not in message:
+            return message
+    raise ConnectionError("connection closed")

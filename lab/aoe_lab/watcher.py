@@ -1,0 +1,14 @@
+"""Cleans up after a process that started a lab and ended without stopping it: `python -m aoe_lab.watcher NAME`.
+
+Its standard input is a pipe from that process, which the kernel closes however the process ends.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from aoe_lab.lab import KEEP, destroy
+
+if __name__ == "__main__":
+    if sys.stdin.buffer.read() != KEEP:
+        destroy(sys.argv[1])

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Turns a fresh Debian tree into a lab machine. mmdebstrap runs it on the host with the tree as $1.
+set -eu
+root=$1
+here=$(dirname "$0")
+
+cp -r --no-preserve=ownership,timestamps "$here/rootfs/." "$root/"
+mkdir -p "$root/opt/aoe-csi/src" "$root/opt/aoe-csi/tools"
+
+# The guest's first process writes these at every boot.
+rm -f "$root/etc/hostname"
+: > "$root/etc/machine-id"
+
+# vblade exports all it finds configured, and aoetools loads the initiator without options: both are the project's to start.
+ln -sf /dev/null "$root/etc/modules-load.d/aoetools.conf"
+
+chroot "$root" systemctl --quiet enable lab-ready.service
+
+# Each remote command starts a shell: the small one.
+chroot "$root" usermod --shell /bin/sh root
+
+# Nobody logs in on a screen, nothing is upgraded, and an emulated processor pays dearly for each process started at boot.
+chroot "$root" systemctl --quiet mask \
+    vblade.service aoetools.service \
+    getty@.service serial-getty@.service console-getty.service getty-static.service getty.target \
+    systemd-ask-password-wall.path systemd-ask-password-console.path systemd-user-sessions.service systemd-logind.service \
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+    systemd-tmpfiles-clean.timer systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-pstore.service \
+    systemd-random-seed.service systemd-binfmt.service systemd-firstboot.service systemd-machine-id-commit.service \
+    systemd-journal-flush.service systemd-sysusers.service systemd-pcrphase.service systemd-pcrphase-sysinit.service \
+    systemd-repart.service systemd-remount-fs.service proc-sys-fs-binfmt_misc.automount sys-fs-fuse-connections.mount \
+    sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount modprobe@drm.service modprobe@efi_pstore.service \
+    modprobe@fuse.service remote-fs.target cryptsetup.target integritysetup.target veritysetup.target
+
+# Packages and their lists are of no use where no registry can be reached.
+rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/var/lib/apt/lists/* \
+    "$root"/var/cache/apt/*

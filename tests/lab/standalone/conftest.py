@@ -1,0 +1,59 @@
+"""aoe-csi without Kubernetes on the session's lab: installed once, shared by every test, each with volumes of its own."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from aoe_lab import Lab
+from aoe_lab.standalone import Standalone, Tuning, Workload
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def installed(lab: Lab) -> Iterator[Standalone]:
+    cluster = Standalone(lab, Tuning())
+    cluster.install()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def cluster(installed: Standalone) -> Standalone:
+    """The cluster with every server answering: a test before may have killed machines."""
+    for endpoint in installed.endpoints():
+        try:
+            endpoint.identity  # noqa: B018 - connects when it is not
+            endpoint.connect()
+        except grpc.RpcError:
+            endpoint.connect()
+    return installed
+
+
+@pytest.fixture
+def workload(cluster: Standalone, request: pytest.FixtureRequest) -> Iterator[Callable[..., Workload]]:
+    """Make volumes that are taken away again, however the test ends."""
+    made: list[Workload] = []
+    stem = request.node.name.removeprefix("test_").replace("_", "-").partition("[")[0][:24].strip("-")
+
+    def make(**more: object) -> Workload:
+        one = Workload(cluster=cluster, name=f"{stem}-{next(_numbers)}", **more)  # type: ignore[arg-type]
+        made.append(one)
+        return one
+
+    yield make
+    for one in reversed(made):
+        clean_up(one)
+
+
+def clean_up(one: Workload) -> None:
+    """Take a volume away from everybody and delete it; what a test did already is found done."""
+    if not one.volume_id:
+        return
+    for compute in list(one.context):
+        for undo in (one.node_unpublish, one.unstage, one.unpublish):
+            with contextlib.suppress(grpc.RpcError):
+                undo(compute)
+    one.delete()

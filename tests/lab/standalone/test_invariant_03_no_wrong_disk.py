@@ -1,0 +1,136 @@
+"""Invariant 3: no wrong disk. Two targets for an address are never used; the proven one is pinned while staged."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
+
+from aoe_lab.verifying import Writer
+
+SIZE_BYTES = 32 << 20
+IMPOSTER_FILE = "/var/tmp/imposter"
+
+
+@contextmanager
+def imposter(cluster: Standalone, volume: Workload, *, serial: str = "") -> Iterator[None]:
+    """Serve another disk at the volume's address from storage2, to whoever asks, by a plain vblade."""
+    machine = cluster.storage["storage2"].machine
+    shelf, slot = volume.context["compute1"]["address"][1:].split(".")
+    machine.run(f"truncate -s {SIZE_BYTES} {IMPOSTER_FILE}; tr '\\0' 'X' < /dev/zero | head -c {SIZE_BYTES} > {IMPOSTER_FILE}")
+    name = serial or volume.context["compute1"]["serial"]
+    served = machine.spawn(
+        f"unshare --uts sh -c 'hostname {name}; exec vblade {shelf} {slot} {machine.san_interface('main')} {IMPOSTER_FILE}'"
+    )
+    try:
+        yield
+    finally:
+        served.stop()
+
+
+def imposter_was_written(cluster: Standalone) -> bool:
+    machine = cluster.storage["storage2"].machine
+    return machine.run(f"tr -d 'X' < {IMPOSTER_FILE} | wc -c").stdout.strip() != "0"
+
+
+def targets(cluster: Standalone, volume: Workload) -> str:
+    """Return what the driver on compute1 knows of the address, all its targets included."""
+    address = volume.context["compute1"]["address"]
+    return cluster.compute["compute1"].machine.run(f"cat /sys/kernel/debug/aoe/{address}", check=False).stdout
+
+
+@pytest.mark.parametrize("serial", ["", "other"])
+def test_an_imposter_before_stage_is_found_out(
+    cluster: Standalone, workload: Callable[..., Workload], serial: str
+) -> None:
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    volume.publish("compute1")
+    with imposter(cluster, volume, serial=serial):
+        with pytest.raises(grpc.RpcError) as refusal:
+            volume.stage("compute1")
+        assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        imposter_mac = cluster.storage["storage2"].machine.san_mac("main")
+        assert imposter_mac in (refusal.value.details() or ""), refusal.value.details()
+        assert not imposter_was_written(cluster)
+    volume.stage("compute1")
+
+
+def test_an_imposter_alone_with_another_serial_is_refused(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    volume.publish("compute1")
+    storage = cluster.storage["storage1"].machine
+    unit = f"aoe-csi-export@{volume.context['compute1']['address'][1:]}"
+    storage.run(["systemctl", "stop", unit])
+    with imposter(cluster, volume, serial="other"):
+        with pytest.raises(grpc.RpcError) as refusal:
+            volume.stage("compute1")
+        assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    storage.run(["systemctl", "start", unit])
+
+
+def test_an_imposter_after_stage_is_never_read_or_written(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    compute = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    with imposter(cluster, volume), Writer(compute, target, salt="proven", blocks=2000) as writer:
+        for _ in range(3):
+            compute.run("echo > /dev/etherd/discover")
+            writer.await_acknowledged(writer.acknowledged() + 100)
+        assert cluster.storage["storage2"].machine.san_mac("main").replace(":", "") not in targets(
+            cluster, volume
+        ).replace(":", "")
+        assert writer.check()["wrong"] == 0
+        assert not imposter_was_written(cluster)
+
+
+def test_control_without_the_rules_the_imposter_is_written(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The protection off: the ingress table is flushed, as somebody's `nft flush ruleset` would."""
+    compute = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    compute.run(["systemctl", "stop", "aoe-csi-node"])  # Its watchdog would put the rules back.
+    compute.run(["nft", "flush", "ruleset"])
+    try:
+        with imposter(cluster, volume), Writer(compute, target, salt="harm", blocks=2000) as writer:
+            compute.run("echo > /dev/etherd/discover")
+            writer.await_acknowledged(writer.acknowledged() + 200)
+            assert imposter_was_written(cluster), "the imposter was not written, so this bed cannot show the harm"
+    finally:
+        compute.run(["systemctl", "start", "aoe-csi-node"])
+        cluster.compute["compute1"].connect()
+
+
+def test_flushed_rules_are_put_back_with_their_pins(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    compute = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    volume.attach("compute1")
+    pinned = cluster.storage["storage1"].machine.san_mac("main")
+    compute.run(["nft", "flush", "ruleset"])
+    compute.run(
+        f"for i in $(seq 60); do nft list ruleset | grep -qi {pinned} && exit 0; sleep 1; done; exit 1", timeout_s=90
+    )
+
+
+def test_a_smaller_device_than_granted_is_refused(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    context = volume.publish("compute1")
+    volume.context["compute1"] = context | {"size_bytes": str(2 * SIZE_BYTES)}
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.stage("compute1")
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    status = json.loads(cluster.compute["compute1"].machine.run(["aoe-csi", "status", "--json"], check=False).stdout)
+    assert volume.volume_id not in [row["volume"] for row in status["staged"]]

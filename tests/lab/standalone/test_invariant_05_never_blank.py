@@ -1,0 +1,97 @@
+"""Invariant 5: a volume is never silently blank, and mkfs runs only on what is proven blank on both sides."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
+    cluster: Standalone, workload: Callable[..., Workload], filesystem: str
+) -> None:
+    volume = workload(pool=THIN, size_bytes=2 << 30, capability=capability(filesystem=filesystem))
+    volume.create()
+    volume.publish("compute1")
+    node1, machine = cluster.node_id("compute1"), cluster.compute["compute1"].machine
+    cut = threading.Thread(target=power_cut_during, args=(machine, f"mkfs.{filesystem}"))
+    cut.start()
+    with pytest.raises(grpc.RpcError):
+        volume.stage("compute1")
+    cut.join()
+    volume.unpublish_by_id(node1)
+    target = volume.attach("compute2")
+    compute2 = cluster.compute["compute2"].machine
+    compute2.run(f"echo whole > {target}/file && sync -f {target}")
+    label = compute2.run(f"blkid -p -s LABEL -o value /dev/etherd/{volume.context['compute2']['address']}", check=False)
+    assert label.stdout.strip() == ""
+    machine.boot()
+    machine.wait_ready()
+    cluster.compute["compute1"].connect()
+
+
+def power_cut_during(machine: object, program: str) -> None:
+    """Cut a machine's power as soon as a program is seen running on it."""
+    machine.run(f"for i in $(seq 3000); do pgrep -f '^{program}|/{program}' >/dev/null && break; done", timeout_s=120)  # type: ignore[attr-defined]
+    machine.power_cut()  # type: ignore[attr-defined]
+
+
+def test_a_volume_that_had_a_file_system_is_not_made_anew(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The storage node saw ext4; a device that then looks blank is a wrong disk, not a new one."""
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    volume.attach("compute1")
+    volume.detach("compute1")
+    storage = cluster.storage["storage1"].machine
+    storage.run(f"dd if=/dev/zero of=/dev/data/v-{volume.volume_id} bs=1M oflag=direct status=none", check=False)
+    volume.publish("compute1")
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.stage("compute1")
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "ext4" in (refusal.value.details() or "")
+    assert storage.run(f"tr -d '\\0' < /dev/data/v-{volume.volume_id} | wc -c").stdout.strip() == "0"
+
+
+def test_control_a_never_formatted_blank_volume_is_formatted(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    assert volume.publish("compute1")["filesystem"] == ""
+    volume.stage("compute1")
+
+
+def test_foreign_data_is_not_formatted_over(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    storage = cluster.storage["storage1"].machine
+    device = f"/dev/data/v-{volume.volume_id}"
+    storage.run(f"head -c 4096 /dev/urandom > /run/foreign; dd if=/run/foreign of={device} oflag=direct status=none bs=4096")
+    volume.publish("compute1")
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.stage("compute1")
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert storage.run(f"cmp -n 4096 /run/foreign {device}", check=False).code == 0
+
+
+def test_a_lost_volume_is_reported_and_never_made_again(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
+    volume.create()
+    volume.publish("compute1")
+    storage = cluster.storage["storage1"].machine
+    unit = f"aoe-csi-export@{volume.context['compute1']['address'][1:]}"
+    storage.run(f"systemctl stop {unit}; lvremove -qqy data/v-{volume.volume_id}")
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.publish("compute1")
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "lost" in (refusal.value.details() or "")
+    assert storage.run(f"lvs data/v-{volume.volume_id}", check=False).code != 0
+    time.sleep(1)
+    volume.unpublish("compute1")

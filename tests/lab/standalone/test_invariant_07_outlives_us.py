@@ -1,0 +1,68 @@
+"""Invariant 7: data outlives us: no process of ours is in the I/O path, and a storage reboot brings exports back."""
+
+import time
+from collections.abc import Callable
+
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
+from aoe_lab.verifying import Writer
+
+EXPORTS = 50
+
+
+def test_killing_and_stopping_our_servers_stops_no_io(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    storage, compute = cluster.storage["storage1"], cluster.compute["compute1"]
+    volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    exporter = storage.machine.run("pgrep -x vblade").stdout
+    with Writer(compute.machine, target, salt="alone", blocks=4000) as writer:
+        for endpoint in (storage, compute):
+            endpoint.kill()
+        writer.await_acknowledged(writer.acknowledged() + 50)
+        for endpoint in (storage, compute):
+            endpoint.machine.run(["systemctl", "stop", endpoint.unit])
+        writer.await_acknowledged(writer.acknowledged() + 50)
+        for endpoint in (storage, compute):
+            endpoint.machine.run(["systemctl", "start", endpoint.unit])
+            endpoint.connect()
+        writer.await_acknowledged(writer.acknowledged() + 50)
+    assert writer.check()["wrong"] == 0
+    assert storage.machine.run("pgrep -x vblade").stdout == exporter
+
+
+def test_a_storage_reboot_brings_fifty_exports_back_without_us(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    storage, compute = cluster.storage["storage1"], cluster.compute["compute1"].machine
+    small = {"pool": THICK, "size_bytes": 4 << 20, "capability": capability(block=True)}
+    crowd = [workload(**small) for _ in range(EXPORTS - 1)]
+    node1 = cluster.node_id("compute1")
+    for volume in crowd:
+        volume.create()
+        volume.publish_by_id(node1)
+    open_one = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
+    open_one.create()
+    target = open_one.attach("compute1")
+    storage.machine.run(["systemctl", "disable", "-q", storage.unit])
+    try:
+        with Writer(compute, target, salt="reboot", blocks=4000) as writer:
+            writer.await_acknowledged(20)
+            storage.machine.reboot()
+            writer.await_acknowledged(writer.acknowledged() + 50)
+        assert writer.check()["wrong"] == 0
+        deadline = time.monotonic() + 120
+        while int(storage.machine.run("pgrep -xc vblade", check=False).stdout) < EXPORTS:
+            assert time.monotonic() < deadline, storage.machine.run("systemctl list-units 'aoe-csi*'").stdout
+            time.sleep(2)
+        active = storage.machine.run(["systemctl", "is-active", storage.unit], check=False).stdout.strip()
+        assert active == "inactive", "the exports came back with our server's help"
+        order = storage.machine.run(
+            "systemctl show -p ActiveEnterTimestampMonotonic --value aoe-csi-ingress aoe-csi-exports"
+        ).stdout.split()
+        assert int(order[0]) < int(order[1]), "exports started before the ingress rules stood"
+    finally:
+        storage.machine.run(["systemctl", "enable", "-q", storage.unit])
+        storage.machine.run(["systemctl", "start", storage.unit])
+        storage.connect()

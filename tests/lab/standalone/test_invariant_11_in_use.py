@@ -1,0 +1,51 @@
+"""Invariant 11: in use is in use: no flush, stop or removal under an opener, and a flush forgets exactly one device."""
+
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
+
+
+def test_unstage_is_refused_while_a_file_is_open(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    target = volume.attach("compute1")
+    machine = cluster.compute["compute1"].machine
+    holder = machine.spawn(f"exec 5> {target}/held; sleep 1000")
+    time.sleep(1)
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.node_unpublish("compute1")
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert machine.run(f"echo still >> {target}/held && cat {target}/held").stdout.strip() == "still"
+    holder.stop()
+    machine.run(f"fuser -k {target}/held 2>/dev/null; true", check=False)
+    volume.detach("compute1")
+
+
+def test_deleting_a_published_volume_is_refused(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
+    volume.create()
+    volume.publish("compute1")
+    with pytest.raises(grpc.RpcError) as refusal:
+        volume.delete()
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "compute1" in (refusal.value.details() or "")
+
+
+def test_the_sweeper_forgets_detached_devices_and_no_others(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    machine = cluster.compute["compute1"].machine
+    kept = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
+    gone = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
+    for volume in (kept, gone):
+        volume.create()
+        volume.attach("compute1")
+    gone_address, kept_address = (one.context["compute1"]["address"] for one in (gone, kept))
+    gone.detach("compute1")
+    machine.run(
+        f"for i in $(seq 90); do [ -e /sys/block/etherd!{gone_address} ] || exit 0; sleep 1; done; exit 1", timeout_s=120
+    )
+    assert machine.run(f"cat /sys/block/etherd!{kept_address}/state").stdout.strip() == "up"

@@ -1,0 +1,116 @@
+"""Invariant 12: nothing waits for ever, and a dead target never blocks the others."""
+
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+from aoe_csi.proto import csi_pb2 as pb
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
+from aoe_lab.verifying import Writer
+
+
+def test_unstage_with_a_dead_target_while_other_volumes_live(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    compute = cluster.compute["compute1"]
+    dead = workload(pool=THICK, size_bytes=64 << 20, storage="storage2")
+    dead.create()
+    dead_target = dead.attach("compute1")
+    compute.machine.run(f"dd if=/dev/zero of={dead_target}/dirty bs=1M count=4 status=none")
+    living = workload(pool=THICK, size_bytes=32 << 20, storage="storage1", capability=capability(block=True))
+    living.create()
+    living_target = living.attach("compute1")
+    cluster.storage["storage2"].machine.power_cut()
+    with Writer(compute.machine, living_target, salt="living", blocks=4000) as writer:
+        began, codes, slowest_probe_s = time.monotonic(), [], 0.0
+        while True:
+            try:
+                dead.node_unpublish("compute1")
+                dead.unstage("compute1")
+                break
+            except grpc.RpcError as error:
+                codes.append(error.code())
+            asked = time.monotonic()
+            compute.identity.Probe(pb.ProbeRequest(), timeout=10)
+            slowest_probe_s = max(slowest_probe_s, time.monotonic() - asked)
+            writer.await_acknowledged(writer.acknowledged() + 5)
+            assert time.monotonic() - began < 20 * cluster.tuning.deadsecs, codes
+            time.sleep(2)
+    assert codes, "the dead target was let go at once: nothing was dirty"
+    retryable = {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION}
+    assert set(codes) <= retryable
+    assert writer.check()["wrong"] == 0
+    mounted = compute.machine.run("findmnt -rno TARGET").stdout
+    assert dead.name not in mounted
+    cluster.storage["storage2"].machine.boot()
+    cluster.storage["storage2"].machine.wait_ready()
+    cluster.storage["storage2"].connect()
+    print(f"unstaged after {time.monotonic() - began:.0f} s and {len(codes)} refusals; slowest Probe {slowest_probe_s:.2f} s")
+
+
+def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    machine = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    with Writer(machine, target, salt="pulled", blocks=4000) as writer:
+        writer.await_acknowledged(20)
+        machine.link_down("main")
+        time.sleep(cluster.tuning.deadsecs * 0.6)
+        machine.link_up("main")
+        writer.await_acknowledged(writer.acknowledged() + 50)
+    assert writer.check()["wrong"] == 0
+
+
+def test_a_link_down_for_longer_gives_errors_and_recovers(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    machine = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    holder = machine.spawn(f"exec 5< {target}; sleep 1000")  # Keeps the device open: closewait, not gone.
+    machine.link_down("main")
+    write = f"dd if=/dev/zero of={target} bs=4k count=1 oflag=direct conv=notrunc status=none"
+    failed = machine.run(write, check=False, timeout_s=10 * cluster.tuning.deadsecs)
+    assert failed.code != 0
+    machine.link_up("main")
+    machine.run(f"for i in $(seq 90); do {write} 2>/dev/null && exit 0; sleep 1; done; exit 1", timeout_s=120)
+    holder.stop()
+    machine.run(f"pkill -f 'exec 5< {target}'", check=False)
+
+
+def test_a_compute_reboot_leaves_no_stale_device_trusted(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    compute = cluster.compute["compute1"]
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    target = volume.attach("compute1")
+    compute.machine.run(f"echo before > {target}/file; sync -f {target}")
+    compute.machine.power_cut()
+    compute.machine.boot()
+    compute.machine.wait_ready()
+    compute.connect()
+    devices = compute.machine.run("ls /sys/block | grep etherd", check=False).stdout
+    assert devices == "", f"the driver heard somebody before anything was staged: {devices}"
+    volume.attach("compute1")
+    assert compute.machine.run(f"cat {target}/file").stdout.strip() == "before"
+
+
+def test_unstage_of_what_a_former_boot_staged_succeeds(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    compute = cluster.compute["compute1"]
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    volume.attach("compute1")
+    compute.machine.power_cut()
+    compute.machine.boot()
+    compute.machine.wait_ready()
+    compute.connect()
+    volume.node_unpublish("compute1")
+    volume.unstage("compute1")
+    with pytest.raises(grpc.RpcError):
+        volume.node_publish("compute1")

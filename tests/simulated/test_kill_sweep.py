@@ -1,0 +1,293 @@
+"""Every operation killed at every boundary between two host steps, then asked again.
+
+A boundary is one passing of the fakes' hook, before or after a change. At each one the process is killed, or the power
+of its machine is cut, or that of the machine at the other end. Fresh processes then carry on; the operation is asked
+again until it is done, the rest of the volume's life runs its course, and in the end nothing is left anywhere.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from _pytest.mark.structures import ParameterSet
+from tests.simulated.cluster import COMPUTE_NODES, Cluster
+
+from aoe_core.attach.records import BlockUse, FilesystemUse, Use
+from aoe_core.errors import AoECsiError
+from aoe_core.fakes.world import Killed, Step
+from aoe_core.host.contracts import Usage
+from aoe_core.model import (
+    AccessMode,
+    FromSnapshot,
+    FromVolume,
+    PoolName,
+    SnapshotId,
+    Source,
+    VolumeId,
+    VolumeSpec,
+)
+from aoe_core.units import MIB
+
+VOLUME = VolumeId("vol")
+COPY = VolumeId("copy")
+RESTORED = VolumeId("restored")
+SNAPSHOT = SnapshotId("snap")
+NODE = COMPUTE_NODES[0]
+SIZE_BYTES = 12 * MIB
+GROWN_BYTES = 20 * MIB
+MODE = AccessMode.SINGLE_NODE_SINGLE_WRITER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One call of an orchestrator."""
+
+    name: str
+    act: Callable[[Cluster], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """A volume's life: operations in their order."""
+
+    name: str
+    operations: tuple[Operation, ...]
+    undo_from: int
+    """From here on the operations undo whatever the ones before may have done."""
+
+
+def spec(
+    pool: str, volume_id: VolumeId = VOLUME, size_bytes: int = SIZE_BYTES, source: Source | None = None
+) -> VolumeSpec:
+    return VolumeSpec(volume_id=volume_id, pool=PoolName(pool), size_bytes=size_bytes, source=source)
+
+
+def kill(step: Step) -> None:
+    """The process dies."""
+    step.process.kill()
+
+
+def kill_while_the_command_runs_on(step: Step) -> None:
+    """The process dies and what it had asked LVM for happens later all the same."""
+    if step.runs_on is not None:
+        step.runs_on()
+    step.process.kill()
+
+
+def cut_power(step: Step) -> None:
+    """The machine loses its power, and all that was not flushed."""
+    step.process.world.power_loss(step.process.machine.name)
+
+
+def cut_power_half_written(step: Step) -> None:
+    """The machine loses its power and half of what was not flushed."""
+    step.process.world.power_loss(step.process.machine.name, keep_every=2)
+
+
+def cut_power_of_the_others(step: Step) -> None:
+    """Every other machine loses its power while the process lives on."""
+    world = step.process.world
+    for name in world.machines:
+        if name != step.process.machine.name:
+            world.power_loss(name)
+
+
+def reset_the_others(step: Step) -> None:
+    """Every other machine loses its power and is up again at once."""
+    cut_power_of_the_others(step)
+    for machine in step.process.world.machines.values():
+        if not machine.powered:
+            machine.boot()
+
+
+DEATHS = (
+    kill,
+    kill_while_the_command_runs_on,
+    cut_power,
+    cut_power_half_written,
+    cut_power_of_the_others,
+    reset_the_others,
+)
+
+
+def boundaries(life: Life, position: int) -> int:
+    """Return how many boundaries an operation has when nothing goes wrong."""
+    cluster = Cluster()
+    for operation in life.operations[:position]:
+        operation.act(cluster)
+    passed = 0
+
+    def count(_: Step) -> None:
+        nonlocal passed
+        passed += 1
+
+    cluster.world.on_step = count
+    life.operations[position].act(cluster)
+    cluster.world.on_step = None
+    return passed
+
+
+def die_and_carry_on(life: Life, position: int, boundary: int, death: Callable[[Step], None], *, abandon: bool) -> None:
+    """Live a whole life with one death in it; afterwards go on, or `abandon` it and undo all there may be."""
+    cluster = Cluster()
+    for operation in life.operations[:position]:
+        operation.act(cluster)
+    passed = 0
+
+    def die(step: Step) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == boundary:
+            death(step)
+
+    cluster.world.on_step = die
+    # Whoever lives on while the others lose their power may finish, or say what is missing.
+    with suppress(Killed, AoECsiError):
+        life.operations[position].act(cluster)
+    cluster.world.on_step = None
+    assert passed >= boundary
+    cluster.check_always()
+    cluster.restart()
+    cluster.check_always()
+    for operation in life.operations[life.undo_from if abandon else position :]:
+        cluster.persist(operation.name, partial(operation.act, cluster))
+        cluster.check_always()
+    cluster.check_nothing_left()
+
+
+def storage_life(pool: str) -> Life:
+    """Return a life that only the storage machine has a part in."""
+
+    def create(one: Cluster) -> None:
+        one.engine.create_volume(spec(pool))
+
+    def clone(one: Cluster) -> None:
+        one.engine.create_volume(spec(pool, COPY, source=FromVolume(volume_id=VOLUME)))
+
+    def publish(one: Cluster) -> None:
+        one.engine.publish(VOLUME, one.identity(NODE), MODE, read_only=False, block=True)
+
+    def restore(one: Cluster) -> None:
+        one.engine.create_volume(spec(pool, RESTORED, 2 * GROWN_BYTES, FromSnapshot(snapshot_id=SNAPSHOT)))
+
+    do = [
+        Operation(name="create", act=create),
+        Operation(name="clone", act=clone),
+        Operation(name="publish", act=publish),
+        Operation(name="expand", act=lambda one: one.engine.expand_volume(VOLUME, GROWN_BYTES)),
+    ]
+    if pool == "thin":
+        do += [
+            Operation(name="snapshot", act=lambda one: one.engine.create_snapshot(SNAPSHOT, VOLUME)),
+            Operation(name="restore", act=restore),
+        ]
+    undo = [
+        Operation(name="delete the restored", act=lambda one: one.engine.delete_volume(RESTORED)),
+        Operation(name="delete the snapshot", act=lambda one: one.engine.delete_snapshot(SNAPSHOT)),
+        Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, NODE)),
+        Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
+        Operation(name="delete the clone", act=lambda one: one.engine.delete_volume(COPY)),
+    ]
+    return Life(name=f"{pool} volume", operations=(*do, *undo), undo_from=len(do))
+
+
+def node_life(pool: str, use: Use) -> Life:
+    """Return a life in which a volume is used on a compute node, writes and all."""
+    size_bytes = 320 * MIB if isinstance(use, FilesystemUse) and use.filesystem == "xfs" else SIZE_BYTES
+    staging, target = "/staging/vol", "/pods/vol"
+
+    def publish(one: Cluster) -> None:
+        one.attachments[VOLUME, NODE] = one.engine.publish(
+            VOLUME, one.identity(NODE), MODE, read_only=False, block=isinstance(use, BlockUse)
+        )
+
+    def stage(one: Cluster) -> None:
+        one.attachers[NODE].stage(one.attachments[VOLUME, NODE], staging, use)
+
+    def publish_on_node(one: Cluster) -> None:
+        if not one.is_staged(VOLUME, NODE):
+            stage(one)  # As kubelet does when the node has rebooted since.
+        one.attachers[NODE].publish(VOLUME, staging, target, use, read_only=False)
+
+    def write(one: Cluster) -> None:
+        publish_on_node(one)
+        if isinstance(use, BlockUse):
+            one.compute[NODE].write(target, MIB, b"written")
+        else:
+            one.compute[NODE].write_file(target, "file", b"written")
+
+    def expand(one: Cluster) -> None:
+        one.engine.expand_volume(VOLUME, size_bytes + 8 * MIB)
+
+    def expand_on_node(one: Cluster) -> None:
+        publish_on_node(one)
+        assert one.attachers[NODE].expand(VOLUME, target, size_bytes + 8 * MIB) == size_bytes + 8 * MIB
+
+    def check(one: Cluster) -> None:
+        publish_on_node(one)
+        machine = one.compute[NODE]
+        if isinstance(use, BlockUse):
+            assert machine.read(target, MIB, 7) == b"written"
+        else:
+            assert machine.read_files(target) == {"file": b"written"}
+            usage = one.attachers[NODE].usage(VOLUME, target)
+            assert isinstance(usage, Usage)
+            assert usage.total_bytes > size_bytes
+
+    return Life(
+        name=f"{pool} {'block' if isinstance(use, BlockUse) else use.filesystem} volume in use",
+        operations=(
+            Operation(name="create", act=lambda one: one.engine.create_volume(spec(pool, size_bytes=size_bytes))),
+            Operation(name="publish", act=publish),
+            Operation(name="stage", act=stage),
+            Operation(name="publish on the node", act=publish_on_node),
+            Operation(name="write", act=write),
+            Operation(name="expand", act=expand),
+            Operation(name="expand on the node", act=expand_on_node),
+            Operation(name="check", act=check),
+            Operation(name="unpublish on the node", act=lambda one: one.attachers[NODE].unpublish(VOLUME, target)),
+            Operation(name="unstage", act=lambda one: one.attachers[NODE].unstage(VOLUME, staging)),
+            Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, NODE)),
+            Operation(name="sweep", act=lambda one: one.attachers[NODE].tend()),
+            Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
+        ),
+        undo_from=8,
+    )
+
+
+LIVES = (
+    storage_life("thick"),
+    storage_life("thin"),
+    node_life("thick", BlockUse(mode=MODE)),
+    node_life("thick", FilesystemUse(mode=MODE, filesystem="ext4")),
+    node_life("thin", FilesystemUse(mode=MODE, filesystem="xfs")),
+)
+
+
+def cases() -> Iterator[ParameterSet]:
+    for life in LIVES:
+        for position, operation in enumerate(life.operations):
+            if boundaries(life, position):
+                yield pytest.param(life, position, id=f"{life.name}-{operation.name}".replace(" ", "-"))
+
+
+@pytest.mark.parametrize(("life", "position"), list(cases()))
+def test_an_operation_killed_anywhere_converges(life: Life, position: int, count_boundaries: dict[str, int]) -> None:
+    total = boundaries(life, position)
+    for boundary in range(1, total + 1):
+        for death in DEATHS:
+            for abandon in (False, True):
+                try:
+                    die_and_carry_on(life, position, boundary, death, abandon=abandon)
+                except BaseException as error:
+                    way = "undone" if abandon else "asked again"
+                    error.add_note(
+                        f"{death.__name__} at boundary {boundary} of {total} of {life.operations[position].name}, {way}"
+                    )
+                    raise
+    count_boundaries[f"boundaries of {life.name}: {life.operations[position].name}"] = total
+    count_boundaries["lives with one death each"] = count_boundaries.get(
+        "lives with one death each", 0
+    ) + total * 2 * len(DEATHS)
