@@ -122,7 +122,7 @@ def _kernel(release: str) -> Iterable[Finding]:
     # A distribution's own number (6.1.0-56) hides the stable release; its build date line tells, and is not parsed.
     if re.match(r"\d+\.\d+\.0-\d", release):
         version = Path("/proc/version").read_text(encoding="utf-8")
-        stable = re.search(r"Debian (\d+\.\d+\.\d+)-", version)
+        stable = re.search(r"Debian (\d+\.\d+\.\d+)-\d+ \(", version)
         release = stable[1] if stable else release
     fixed = kernel_is_fixed(release)
     if fixed:

@@ -136,8 +136,7 @@ class Server:
 
     def _release(self) -> None:
         if self._lock is not None:
-            # Explicitly: the kernel would keep the lock for as long as one stuck thread keeps this process.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            # Now, not when the process ends: a thread stuck in the kernel may keep it for as long as a target is dead.
             os.close(self._lock)
             self._lock = None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aoe_lab import progress
 from aoe_lab.errors import LabError
-from aoe_lab.lab import Lab, default_name, destroy, is_running
+from aoe_lab.lab import Lab, default_name, end, is_running
 from aoe_lab.machine import MachineState
 from aoe_lab.topology import Topology
 
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--compute", type=int, default=default.compute, metavar="N", help="compute machines (%(default)s)")
     up.add_argument("--san", nargs="+", default=list(default.sans), metavar="NAME", help="SAN segments (main)")
     up.add_argument("--memory-mib", type=int, default=default.memory_mib, metavar="N", help="per machine (%(default)s)")
-    add("down", lambda options: destroy(options.name), "end a lab and remove all it left, a crashed one too")
+    add("down", lambda options: end(options.name), "end a lab and remove all it left, a crashed one too")
     add("status", _status, "show the machines and their state")
     push = add("push", _push, "copy the current code into running machines")
     push.add_argument("machine", nargs="*", help="all, if none is named")

@@ -7,12 +7,10 @@ Source: nbdkit-cache-filter(1), cache=writeback; nbdkit-delay-filter(1); nbdkit-
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aoe_lab import process
-from aoe_lab.errors import BootFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,13 +54,11 @@ class DiskServer:
             return
         self.socket.unlink(missing_ok=True)
         self._pidfile.unlink(missing_ok=True)
-        log = self.place / f"{self.name}.log"
         delay = [f"delay-write={self.disk.flush_delay_ms}ms"] if self.disk.flush_delay_ms else []
-        child = process.start(
+        process.run(  # It goes into the background by itself, once it answers.
             [
                 *enter,
                 "nbdkit",
-                "--foreground",
                 *("--unix", self.socket),
                 *("--pidfile", self._pidfile),
                 "--filter=cache",
@@ -77,14 +73,10 @@ class DiskServer:
                 f"error-pwrite-file={self._flush_failure_switch}",
                 *delay,
             ],
-            output=log,
             env={"TMPDIR": str(self.place)},  # The cache itself is a deleted file there, as big as what is unflushed.
+            timeout_s=START_TIMEOUT_S,
+            where=self.place.name,
         )
-        end = time.monotonic() + START_TIMEOUT_S
-        while not self._pidfile.exists():
-            if child.poll() is not None or time.monotonic() > end:
-                raise BootFailed(f"{self.place.name}: no server for disk {self.name}: {log.read_text().strip()}")
-            time.sleep(0.01)
 
     def pids(self) -> tuple[int, ...]:
         """Return the running server's process id, or nothing."""

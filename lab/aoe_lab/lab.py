@@ -1,7 +1,7 @@
 """A lab: a network, the machines on it, and the directory that holds their state, all under one name.
 
 Owns: start and end of everything together. A lab held as a context manager ends with the process that holds it, however
-that ends: a watcher process (watcher.py) waits for it and cleans up. A lab that was kept runs until `destroy`.
+that ends: a watcher process (watcher.py) waits for it and cleans up. A lab that was kept runs until `end`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")  # Part of the paths of unix sockets, which have 108 characters.
 KEEP = b"keep"
+WATCHER_PID = "watcher.pid"
 
 
 def default_name() -> str:
@@ -61,25 +62,28 @@ class Lab:
         """
         name = name or default_name()
         place = _place(name)
+        if os.geteuid() != 0:
+            raise LabError("a lab needs root, for its network namespace and for building its image: run it with sudo")
         image = ensure_image()
         tools_disk = ensure_tools_disk(binaries)
         accelerator = qemu.accelerator(image)
         with _lock(name):
             if Network(name).processes():
                 raise LabError(f"a lab named {name!r} runs already: attach to it, stop it, or use another name")
-            destroy(name)  # What a run that crashed left behind.
+            _destroy(name)  # What a run that crashed left behind.
+            place.mkdir(parents=True)
             watcher = _watch(name)
             try:
-                place.mkdir(parents=True)
+                (place / WATCHER_PID).write_text(str(watcher.pid))
                 (place / "lab.json").write_text(topology.to_json())
                 for spec in topology.machines():
                     _create(spec, place / spec.name, image, tools_disk, name=name, accelerator=accelerator)
                 Network(name).create(topology)
                 lab = cls._load(name, watcher)
                 with progress.step(f"booting {len(lab.machines)} machines"):
-                    lab._boot_all()
+                    _boot_all(lab.machines)
             except BaseException:
-                destroy(name)
+                _destroy(name)
                 _release(watcher)
                 raise
         return lab
@@ -99,6 +103,10 @@ class Lab:
         machines = tuple(Machine.load(spec, _place(name) / spec.name, network.enter) for spec in topology.machines())
         return cls(name=name, topology=topology, network=network, machines=machines, _watcher=watcher)
 
+    @property
+    def sans(self) -> tuple[str, ...]:
+        return self.topology.sans
+
     def machine(self, name: str) -> Machine:
         for machine in self.machines:
             if machine.name == name:
@@ -106,23 +114,13 @@ class Lab:
         known = ", ".join(machine.name for machine in self.machines)
         raise LabError(f"lab {self.name!r} has no machine {name!r}; it has: {known}")
 
-    def _boot_all(self) -> None:
-        packed = source_tree.pack()
-
-        def bring_up(machine: Machine) -> None:
-            machine.boot()
-            machine.wait_ready()
-            machine.push_code(packed)
-
-        at_once(bring_up, self.machines)
-
     def push_code(self, machines: Iterable[Machine] | None = None) -> None:
         """Replace the project's code by the checkout's on some machines, or on all."""
         packed = source_tree.pack()
         at_once(lambda machine: machine.push_code(packed), self.machines if machines is None else machines)
 
     def heal(self) -> None:
-        """Bring every machine back to a sound state: running, booted, connected, links up, nothing delayed or failing."""
+        """Bring every machine back to a sound state, whatever was done to it; see `Machine.heal`."""
         at_once(lambda machine: machine.heal(), self.machines)
 
     def keep(self) -> None:
@@ -133,7 +131,7 @@ class Lab:
     def stop(self) -> None:
         """End the lab; one we attached to is left running."""
         if self._watcher is not None:
-            destroy(self.name)
+            end(self.name)
             _release(self._watcher)
 
     def __enter__(self) -> Self:
@@ -149,8 +147,17 @@ def is_running(name: str) -> bool:
     return bool(Network(name).processes()) and (_place(name) / "lab.json").exists()
 
 
-def destroy(name: str) -> None:
-    """End every process of a lab and remove its network and state; it is not an error when there is nothing."""
+def end(name: str, *, if_watched_by: int | None = None) -> None:
+    """End a lab and remove all it left; it is not an error when there is nothing.
+
+    `if_watched_by`: only if it still is the lab this watcher was started for, and not a later one of the same name.
+    """
+    with _lock(name):
+        if if_watched_by is None or process.read_pid(_place(name) / WATCHER_PID) == if_watched_by:
+            _destroy(name)
+
+
+def _destroy(name: str) -> None:
     Network(name).destroy()
     shutil.rmtree(_place(name), ignore_errors=True)
 
@@ -163,6 +170,17 @@ def at_once(act: Callable[[Machine], object], machines: Iterable[Machine]) -> No
             future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _boot_all(machines: Iterable[Machine]) -> None:
+    packed = source_tree.pack()
+
+    def bring_up(machine: Machine) -> None:
+        machine.boot()
+        machine.wait_ready()
+        machine.push_code(packed)
+
+    at_once(bring_up, machines)
 
 
 def _place(name: str) -> Path:
@@ -185,7 +203,7 @@ def _create(spec: MachineSpec, place: Path, image: Image, tools_disk: Path, *, n
     """Write all a machine needs into its directory, its emulator's command line included: it may outlive our code."""
     place.mkdir()
     root_disk = place / "root.qcow2"
-    backing = ["-F", "raw", "-b", image.root]
+    backing = ["-F", "raw", "-b", str(image.root)]
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, root_disk], timeout_s=30)
     disks = disk_servers(spec, place)
     for disk in disks:

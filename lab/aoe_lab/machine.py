@@ -91,18 +91,16 @@ class Machine:
             self._pulled_mark(san).unlink(missing_ok=True)
             self._netem_mark(san).unlink(missing_ok=True)
         self.console.mark_boot()
-        process.start([*self.enter, *self.argv], output=self.place / "qemu.log")
+        process.run([*self.enter, *self.argv], timeout_s=30, where=self.name)  # It goes into the background by itself.
 
     def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again."""
         end = time.monotonic() + timeout_s
-        born = time.monotonic() + 5  # The emulator writes its pid file a moment after its start.
         while self.console.ready_boot_id() is None:
             if time.monotonic() > end:
                 raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
-            if time.monotonic() > born and self.state() is MachineState.OFF:
-                log = (self.place / "qemu.log").read_text().strip()
-                raise BootFailed(f"{self.name}: the emulator ended: {log}\n{self.console_tail()}")
+            if self._emulator_pid() is None:
+                raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
             time.sleep(0.05)
         self._connection.open()
         for forward in self._forwards:
@@ -216,7 +214,7 @@ class Machine:
         return self._connection.run(command, check=check, timeout_s=timeout_s, stdin=stdin)
 
     def shell_argv(self, command: Sequence[str], *, terminal: bool) -> list[str]:
-        """Return the argv of a program that runs `command`, or a login shell if it is empty, for a person to look at."""
+        """Return the argv of a program that runs `command` for a person, or a login shell if it is empty."""
         return self._connection.argv(" ".join(command) or "exec bash -l", *(["-t"] if terminal else []))
 
     def spawn(self, command: str | Sequence[str]) -> RemoteProcess:

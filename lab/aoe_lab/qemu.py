@@ -111,6 +111,7 @@ def machine_argv(  # One argument per thing a machine is made of.
         *_start_of(image, accelerator=accelerator, console=place / "console.log", append=append),
         *("-name", spec.name),
         *("-smp", str(spec.cpus), "-m", str(spec.memory_mib)),
+        "-daemonize",
         *("-pidfile", place / "qemu.pid"),
         *("-qmp", f"unix:{place / 'qmp.sock'},server=on,wait=off"),
         "-blockdev",

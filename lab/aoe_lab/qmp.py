@@ -29,10 +29,8 @@ def execute(path: Path, command: str, **arguments: object) -> Any:
             connection.connect(str(path))
             with connection.makefile("rw", encoding="utf-8") as stream:
                 stream.readline()  # The greeting.
-                for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-                    stream.write(json.dumps(request) + "\n")
-                    stream.flush()
-                    answer = _answer(stream)
+                _ask(stream, {"execute": "qmp_capabilities"})
+                answer = _ask(stream, {"execute": command, "arguments": arguments})
         except (OSError, ValueError) as error:
             raise MachineUnreachable(f"{path}: the emulator does not answer ({error}); boot the machine") from error
     if "error" in answer:
@@ -40,7 +38,9 @@ def execute(path: Path, command: str, **arguments: object) -> Any:
     return answer["return"]
 
 
-def _answer(stream: IO[str]) -> dict[str, Any]:
+def _ask(stream: IO[str], request: dict[str, object]) -> dict[str, Any]:
+    stream.write(json.dumps(request) + "\n")
+    stream.flush()
     for line in stream:
         message: dict[str, Any] = json.loads(line)
         if "event" not in message:

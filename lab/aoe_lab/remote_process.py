@@ -68,7 +68,7 @@ class RemoteProcess:
 
     def signal(self, name: str) -> None:
         """Send a signal ("TERM", "KILL", …) to the program and its children; one that has ended is left in peace."""
-        self.connection.run(f"kill -{name} -- -{self.pid} 2>/dev/null", check=False)
+        self.connection.run(f"kill -s {name} -- -{self.pid}", check=False)
 
     def stop(self, timeout_s: float = 10) -> None:
         """End the program: politely, then by force. A machine that is gone has ended it already."""

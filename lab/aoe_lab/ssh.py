@@ -54,7 +54,8 @@ class Connection:
             "KexAlgorithms": "curve25519-sha256",  # The default's post-quantum half costs half a second emulated.
         }
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        argv = ["ssh", "-F", "none", "-MNf", "-S", self._control, "-i", self.key, *words, f"root@{self.address}"]
+        socket, key = str(self._control), str(self.key)
+        argv = ["ssh", "-F", "none", "-MNf", "-S", socket, "-i", key, *words, f"root@{self.address}"]
         while True:
             log = self.place / "ssh.log"
             log.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ CSI_SANITY = ("github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity", "v5.6.0")
 
 
 def ensure_tools_disk(binaries: Sequence[Path] = ()) -> Path:
-    """Return the disk for the current lock file, with csi-sanity and `binaries` in its bin/; built if the cache lacks it."""
+    """Return the disk for the current lock file, csi-sanity and `binaries` in bin/; built if the cache lacks it."""
     for program in ("uv", "go"):
         if shutil.which(program) is None:
             raise LabError(f"`{program}` is not on the PATH: install it; the tools disk is made with it")

@@ -5,10 +5,11 @@ Its standard input is a pipe from that process, which the kernel closes however 
 
 from __future__ import annotations
 
+import os
 import sys
 
-from aoe_lab.lab import KEEP, destroy
+from aoe_lab.lab import KEEP, end
 
 if __name__ == "__main__":
     if sys.stdin.buffer.read() != KEEP:
-        destroy(sys.argv[1])
+        end(sys.argv[1], if_watched_by=os.getpid())

@@ -88,6 +88,9 @@ class Bed(Protocol):
     def add_foreign_group(self) -> str:
         """Make a volume group that belongs to another host and return its name."""
 
+    def restarted_lvm(self) -> contracts.Lvm:
+        """Return the Lvm of a process that was started only now."""
+
     def change_running(self, vg: str, name: str) -> AbstractContextManager[None]:
         """Have a change of an LV run whose caller is gone."""
 

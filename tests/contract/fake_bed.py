@@ -107,6 +107,9 @@ class FakeBed:
         group.system_id, group.foreign = "elsewhere", True
         return "foreign"
 
+    def restarted_lvm(self) -> contracts.Lvm:
+        return self.machine.start_process("restarted").lvm
+
     @contextmanager
     def change_running(self, vg: str, name: str) -> Iterator[None]:
         def dies_waiting(step: Step) -> None:

@@ -246,6 +246,9 @@ class RealBed:
         )  # fmt: skip
         return "foreign"
 
+    def restarted_lvm(self) -> contracts.Lvm:
+        return HostLvm(HostRunner())
+
     @contextmanager
     def change_running(self, vg: str, name: str) -> Iterator[None]:
         unit = "aoe-csi-lvm-" + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.host import ComputeHost
-from aoe_core.errors import Busy, InUse, Unfinished, Unreachable
+from aoe_core.errors import Busy, IdentityMismatch, InUse, Unfinished, Unreachable
 from aoe_core.fakes.lvm import ThinMedium
 from aoe_core.fakes.world import FakeMachine, Process, World
 from aoe_core.host.contracts import LvKind
@@ -32,9 +32,11 @@ SAN = SanName("main")
 INTERFACE = "san0"
 GROUP_BYTES = 6 * GIB
 POOL_BYTES = 2 * GIB
+RESIDUE = b"of whoever had these disks before"
+"""In the volume group's space from the beginning: not ours to wipe, and never to be taken for a file system."""
 COMPUTE_NODES = (NodeName("compute1"), NodeName("compute2"))
 
-_PATIENCE = 400
+_PATIENCE = 60
 """How often something that may still be under way is asked again; each time a little later."""
 
 
@@ -44,7 +46,7 @@ class Cluster:
     def __init__(self, *, shelves: tuple[tuple[int, int], ...] = ((10, 11),)) -> None:
         self.world = World()
         self.storage = self.world.add_machine("storage1", san0=SAN)
-        self.storage.lvm.add_group("vg0", GROUP_BYTES)
+        self.storage.lvm.add_group("vg0", GROUP_BYTES).foul(RESIDUE)
         self.storage.lvm.add_thin_pool("vg0", "tp0", POOL_BYTES)
         self.compute = {name: self.world.add_machine(name, san0=SAN) for name in COMPUTE_NODES}
         self.settings = Settings(
@@ -129,14 +131,16 @@ class Cluster:
         return NodeIdentity(name=node, boot=machine.boot_id, macs=((SAN, (machine.cards[INTERFACE].mac,)),))
 
     def persist(self, what: str, act: Callable[[], object]) -> None:
-        """Do something as an orchestrator does: again and again, until it is done."""
+        """Do something as an orchestrator does: again and again, until it is done. Raises: IdentityMismatch."""
         refusals: list[str] = []
-        for _ in range(_PATIENCE):
+        for tried in range(_PATIENCE):
             try:
                 act()
+            except IdentityMismatch:
+                raise
             except (Busy, Unfinished, Unreachable, InUse) as error:
                 refusals.append(f"{type(error).__name__}: {error}")
-                self.world.clock.sleep(5)
+                self.world.clock.sleep(min(5 * (tried + 1), 60))
             else:
                 return
         raise AssertionError(f"{what} never came to its end: {refusals[0]} … {refusals[-1]}")
@@ -208,7 +212,7 @@ class Cluster:
     def _check_nothing_to_read(self) -> None:
         """Prove that free space shows nobody's data."""
         group = self.storage.lvm.groups["vg0"]
-        readable = [extent for extent in group.free if group.content.get(extent)]
+        readable = [one for one in group.free if set(group.content.get(one, {}).values()) - {RESIDUE}]
         assert readable == [], f"free extents hold data: {readable}"
         pool = group.volumes["tp0"]
         thin = [lv.medium for lv in group.volumes.values() if isinstance(lv.medium, ThinMedium)]

@@ -16,6 +16,7 @@ from tests.simulated.cluster import COMPUTE_NODES, Cluster
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
 from aoe_core.errors import AoECsiError
+from aoe_core.fakes.blocks import signature_of
 from aoe_core.fakes.world import Killed, Step
 from aoe_core.host.contracts import Usage
 from aoe_core.model import (
@@ -157,11 +158,18 @@ def die_and_carry_on(life: Life, position: int, boundary: int, death: Callable[[
     cluster.check_nothing_left()
 
 
+def check_blank(cluster: Cluster) -> None:
+    """Prove that a new volume looks like one that nothing was ever written to."""
+    device = cluster.storage.lvm.groups["vg0"].volumes[f"v-{VOLUME}"].device
+    assert signature_of(device) == ""
+
+
 def storage_life(pool: str) -> Life:
     """Return a life that only the storage machine has a part in."""
 
     def create(one: Cluster) -> None:
         one.engine.create_volume(spec(pool))
+        check_blank(one)
 
     def clone(one: Cluster) -> None:
         one.engine.create_volume(spec(pool, COPY, source=FromVolume(volume_id=VOLUME)))
@@ -187,8 +195,8 @@ def storage_life(pool: str) -> Life:
         Operation(name="delete the restored", act=lambda one: one.engine.delete_volume(RESTORED)),
         Operation(name="delete the snapshot", act=lambda one: one.engine.delete_snapshot(SNAPSHOT)),
         Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, NODE)),
-        Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
         Operation(name="delete the clone", act=lambda one: one.engine.delete_volume(COPY)),
+        Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
     ]
     return Life(name=f"{pool} volume", operations=(*do, *undo), undo_from=len(do))
 
@@ -197,6 +205,10 @@ def node_life(pool: str, use: Use) -> Life:
     """Return a life in which a volume is used on a compute node, writes and all."""
     size_bytes = 320 * MIB if isinstance(use, FilesystemUse) and use.filesystem == "xfs" else SIZE_BYTES
     staging, target = "/staging/vol", "/pods/vol"
+
+    def create(one: Cluster) -> None:
+        one.engine.create_volume(spec(pool, size_bytes=size_bytes))
+        check_blank(one)
 
     def publish(one: Cluster) -> None:
         one.attachments[VOLUME, NODE] = one.engine.publish(
@@ -239,7 +251,7 @@ def node_life(pool: str, use: Use) -> Life:
     return Life(
         name=f"{pool} {'block' if isinstance(use, BlockUse) else use.filesystem} volume in use",
         operations=(
-            Operation(name="create", act=lambda one: one.engine.create_volume(spec(pool, size_bytes=size_bytes))),
+            Operation(name="create", act=create),
             Operation(name="publish", act=publish),
             Operation(name="stage", act=stage),
             Operation(name="publish on the node", act=publish_on_node),

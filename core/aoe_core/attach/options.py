@@ -16,7 +16,6 @@ PER_MOUNT = frozenset({"nosuid", "nodev", "noexec", "noatime", "nodiratime", "re
 
 _NUMBER = re.compile(r"\d{1,10}[kmgKMG]?")
 _LABEL = re.compile(r'"[^"\\\x00-\x1f]+"|[^",\\\s\x00-\x1f]+')
-_SPLIT = re.compile(r'((?:"[^"]*"|[^",])*)(?:,|$)')
 
 # fmt: off
 _FLAGS = {
@@ -85,7 +84,14 @@ def bind_options(use: FilesystemUse) -> tuple[str, ...]:
 
 def _split(option: str) -> list[str]:
     """Split at commas outside quotes: SELinux contexts hold commas."""
-    return [part for part in _SPLIT.findall(option) if part]
+    parts, quoted = [""], False
+    for char in option:
+        quoted ^= char == '"'
+        if char == "," and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part for part in parts if part]
 
 
 def _is_known(option: str, filesystem: str) -> bool:

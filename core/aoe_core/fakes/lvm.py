@@ -47,6 +47,11 @@ class Group:
         """Extent → block in it → data; freeing an extent changes nothing here."""
         self.volumes: dict[str, Lv] = {}
 
+    def foul(self, data: bytes) -> None:
+        """Leave a former owner's data in the first and last block of every free extent."""
+        for extent in self.free:
+            self.content[extent] = {0: data, _BLOCKS_PER_EXTENT - 1: data}
+
     def take(self, count: int, what: str) -> list[int]:
         """Take free extents. Raises: NoSpace when there are too few; then none is taken."""
         if count > len(self.free):
@@ -278,6 +283,9 @@ class FakeLvm:
 
     def report(self) -> LvmReport:
         with self._process.reading() as machine:
+            machine.lvm.finish_due()
+            for vg, name in machine.lvm.running:
+                raise Busy(f"a change of {vg}/{name} that a former process began is still running; try again")
             groups = tuple(
                 VolumeGroup(
                     name=group.name,

@@ -122,7 +122,8 @@ class Lvm(Protocol):
     is full, CommandFailed when LVM refused and changed nothing."""
 
     def report(self) -> LvmReport:
-        """Read everything, with one command."""
+        """Read everything, with one command. Raises: Busy while a change still runs that was begun by a process which
+        is dead by now: what it will leave behind is not known, and nothing may be called absent."""
 
     def create(self, vg: str, name: str, size_bytes: int, tags: Iterable[str], thin_pool: str = "") -> None:
         """Make and activate a thick LV, or a thin one of virtual size `size_bytes`. Its content is undefined."""

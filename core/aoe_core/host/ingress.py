@@ -9,8 +9,10 @@ packet sockets, and a set of pins (source MAC, shelf and slot). Nothing else is 
 An interface's rules stand when its chain holds exactly the rules this module writes, told by a digest in each rule's
 comment: nft prints expressions differently from version to version. Rules are replaced in one transaction, and pins
 stay through it.
-Sources: nft(8) (raw payload expressions, netdev family), AoEr11 for the offsets; `@nh` begins after the Ethernet
-header. `ether type` is 0x8100 for a frame still carrying a VLAN tag, so VLANs are judged on their own interface.
+Tagged frames are judged like plain ones, for the kernel gives them to AoE unless their VLAN has an interface here. So
+an interface and a VLAN on it cannot both be SANs of one host: the VLAN's targets would have no pins on the first.
+Sources: nft(8) (raw payload expressions, netdev family), net/core/dev.c (__netif_receive_skb_core), AoEr11 for the
+offsets; `@nh` begins after the Ethernet header and the tag the kernel has stripped.
 """
 
 import hashlib
@@ -35,14 +37,17 @@ _PIN_TYPE = "ether saddr . @nh,16,24"
 
 # Offsets in bits from the end of the Ethernet header.
 _RULES = (
-    "ether type != 0x88a2 accept",
+    # The kernel strips VLAN tags with id 0, one before this hook and any further ones after it.
+    "meta protocol { 0x8100, 0x88a8 } @ll,116,12 0x000 counter drop",
+    # Not `ether type`, which shows the tag: a frame whose VLAN has no interface reaches AoE all the same.
+    "meta protocol != 0x88a2 accept",
     # Requests: flag 0x8 of the first byte is clear. Command 0 is ATA, 1 configuration with 0 = read in the low nibble.
     "@nh,0,8 & 0x08 == 0x00 @nh,40,8 0x00 accept",
     "@nh,0,8 & 0x08 == 0x00 @nh,40,8 0x01 @nh,120,8 & 0x0f == 0x00 accept",
     "@nh,0,8 & 0x08 == 0x00 counter drop",
     # Responses: bit 31 of the tag marks a program's question.
     "@nh,48,8 & 0x80 == 0x80 accept",
-    f"{_PIN_TYPE} @{{pins}} accept",
+    f"{_PIN_TYPE} @pins accept",
     "counter drop",
 )
 
@@ -184,7 +189,7 @@ def _parse_pin(element: object) -> tuple[Address, Mac]:
 
 
 def _rules(interface: str) -> tuple[str, ...]:
-    return tuple(rule.format(pins=_set(interface)) for rule in _RULES)
+    return tuple(rule.replace("@pins", f"@{_set(interface)}") for rule in _RULES)
 
 
 def _comments(interface: str) -> tuple[str, ...]:

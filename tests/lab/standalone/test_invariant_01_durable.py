@@ -51,9 +51,7 @@ def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> None:
     print(f"{cuts} power cuts, {total} acknowledged writes of 4 KiB, none lost")
 
 
-def test_control_plain_vblade_loses_acknowledged_writes(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_control_plain_vblade_loses_acknowledged_writes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     """The protection off: the same volume served by vblade without -s."""
     storage, compute = cluster.storage["storage1"], cluster.compute["compute1"].machine
     volume = workload(pool=THICK, size_bytes=64 << 20, capability=capability(block=True))

@@ -86,7 +86,9 @@ def test_control_reusing_the_address_lets_old_writes_land(
 def test_fifty_volumes_at_once_get_fifty_addresses(cluster: Standalone) -> None:
     """50 concurrent calls of each kind: none refused, no address twice."""
     volumes = [
-        Workload(cluster=cluster, name=f"crowd-{number}", pool=THICK, size_bytes=4 << 20, capability=capability(block=True))
+        Workload(
+            cluster=cluster, name=f"crowd-{number}", pool=THICK, size_bytes=4 << 20, capability=capability(block=True)
+        )
         for number in range(50)
     ]
     node1 = cluster.node_id("compute1")

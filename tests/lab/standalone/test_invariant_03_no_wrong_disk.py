@@ -19,7 +19,9 @@ def imposter(cluster: Standalone, volume: Workload, *, serial: str = "") -> Iter
     """Serve another disk at the volume's address from storage2, to whoever asks, by a plain vblade."""
     machine = cluster.storage["storage2"].machine
     shelf, slot = volume.context["compute1"]["address"][1:].split(".")
-    machine.run(f"truncate -s {SIZE_BYTES} {IMPOSTER_FILE}; tr '\\0' 'X' < /dev/zero | head -c {SIZE_BYTES} > {IMPOSTER_FILE}")
+    machine.run(
+        f"truncate -s {SIZE_BYTES} {IMPOSTER_FILE}; tr '\\0' 'X' < /dev/zero | head -c {SIZE_BYTES} > {IMPOSTER_FILE}"
+    )
     name = serial or volume.context["compute1"]["serial"]
     served = machine.spawn(
         f"unshare --uts sh -c 'hostname {name}; exec vblade {shelf} {slot} {machine.san_interface('main')} {IMPOSTER_FILE}'"

@@ -89,9 +89,7 @@ def test_control_without_the_rules_the_mask_is_edited(cluster: Standalone, workl
         storage.run(["systemctl", "restart", "aoe-csi-ingress"])
 
 
-def test_a_read_only_grant_refuses_writes_at_the_target(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_a_read_only_grant_refuses_writes_at_the_target(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     reader = capability(block=True, mode=AccessMode.MULTI_NODE_READER_ONLY)
     volume = workload(pool=THIN, size_bytes=16 << 20, capability=reader)
     volume.create()
@@ -99,7 +97,12 @@ def test_a_read_only_grant_refuses_writes_at_the_target(
     machine = cluster.compute["compute1"].machine
     assert machine.run(f"dd if=/dev/zero of={target} bs=4k count=1 oflag=direct", check=False).code != 0
     storage = cluster.storage["storage1"].machine
-    assert " -r " in storage.run(f"pgrep -ax vblade | grep -- '{volume.context['compute1']['address'][1:].replace('.', ' ')} '").stdout
+    assert (
+        " -r "
+        in storage.run(
+            f"pgrep -ax vblade | grep -- '{volume.context['compute1']['address'][1:].replace('.', ' ')} '"
+        ).stdout
+    )
 
 
 def test_revoking_needs_nothing_from_the_node(cluster: Standalone, workload: Callable[..., Workload]) -> None:

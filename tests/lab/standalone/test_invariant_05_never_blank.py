@@ -71,7 +71,9 @@ def test_foreign_data_is_not_formatted_over(cluster: Standalone, workload: Calla
     volume.create()
     storage = cluster.storage["storage1"].machine
     device = f"/dev/data/v-{volume.volume_id}"
-    storage.run(f"head -c 4096 /dev/urandom > /run/foreign; dd if=/run/foreign of={device} oflag=direct status=none bs=4096")
+    storage.run(
+        f"head -c 4096 /dev/urandom > /run/foreign; dd if=/run/foreign of={device} oflag=direct status=none bs=4096"
+    )
     volume.publish("compute1")
     with pytest.raises(grpc.RpcError) as refusal:
         volume.stage("compute1")
@@ -79,9 +81,7 @@ def test_foreign_data_is_not_formatted_over(cluster: Standalone, workload: Calla
     assert storage.run(f"cmp -n 4096 /run/foreign {device}", check=False).code == 0
 
 
-def test_a_lost_volume_is_reported_and_never_made_again(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_a_lost_volume_is_reported_and_never_made_again(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
     volume.create()
     volume.publish("compute1")

@@ -9,9 +9,7 @@ from aoe_lab.verifying import Writer
 EXPORTS = 50
 
 
-def test_killing_and_stopping_our_servers_stops_no_io(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_killing_and_stopping_our_servers_stops_no_io(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     storage, compute = cluster.storage["storage1"], cluster.compute["compute1"]
     volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
     volume.create()

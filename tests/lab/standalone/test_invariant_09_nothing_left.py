@@ -69,7 +69,10 @@ def test_a_wipe_cut_by_a_power_loss_is_finished(cluster: Standalone, workload: C
     storage.machine.boot()
     storage.machine.wait_ready()
     storage.connect()
-    storage.machine.run("for i in $(seq 120); do lvs --noheadings -o name data | grep -q ' d-' || exit 0; sleep 1; done; exit 1", timeout_s=180)
+    storage.machine.run(
+        "for i in $(seq 120); do lvs --noheadings -o name data | grep -q ' d-' || exit 0; sleep 1; done; exit 1",
+        timeout_s=180,
+    )
 
 
 def capacity(cluster: Standalone) -> int:

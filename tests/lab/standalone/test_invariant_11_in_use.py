@@ -46,6 +46,7 @@ def test_the_sweeper_forgets_detached_devices_and_no_others(
     gone_address, kept_address = (one.context["compute1"]["address"] for one in (gone, kept))
     gone.detach("compute1")
     machine.run(
-        f"for i in $(seq 90); do [ -e /sys/block/etherd!{gone_address} ] || exit 0; sleep 1; done; exit 1", timeout_s=120
+        f"for i in $(seq 90); do [ -e /sys/block/etherd!{gone_address} ] || exit 0; sleep 1; done; exit 1",
+        timeout_s=120,
     )
     assert machine.run(f"cat /sys/block/etherd!{kept_address}/state").stdout.strip() == "up"

@@ -46,7 +46,9 @@ def test_unstage_with_a_dead_target_while_other_volumes_live(
     cluster.storage["storage2"].machine.boot()
     cluster.storage["storage2"].machine.wait_ready()
     cluster.storage["storage2"].connect()
-    print(f"unstaged after {time.monotonic() - began:.0f} s and {len(codes)} refusals; slowest Probe {slowest_probe_s:.2f} s")
+    print(
+        f"unstaged after {time.monotonic() - began:.0f} s and {len(codes)} refusals; slowest Probe {slowest_probe_s:.2f} s"
+    )
 
 
 def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
@@ -99,9 +101,7 @@ def test_a_compute_reboot_leaves_no_stale_device_trusted(
     assert compute.machine.run(f"cat {target}/file").stdout.strip() == "before"
 
 
-def test_unstage_of_what_a_former_boot_staged_succeeds(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_unstage_of_what_a_former_boot_staged_succeeds(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     compute = cluster.compute["compute1"]
     volume = workload(pool=THICK, size_bytes=64 << 20)
     volume.create()

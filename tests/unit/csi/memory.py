@@ -240,6 +240,7 @@ class MemoryAttacher:
     """`root`, if there is one, is where target paths are really made, as a node would."""
 
     root: Path | None = None
+    node: NodeIdentity = NODE
     changes: int = 0
     trouble: Trouble = field(default_factory=dict)
     staged: dict[VolumeId, Staged] = field(default_factory=dict)
@@ -250,7 +251,7 @@ class MemoryAttacher:
 
     def identity(self) -> NodeIdentity:
         self._enter("identity")
-        return NODE
+        return self.node
 
     def sans(self) -> tuple[SanName, ...]:
         return (SAN,)

@@ -1,5 +1,6 @@
 """The edge: codes, secrets, deadlines, bugs, and methods that are not offered."""
 
+import contextlib
 import inspect
 import io
 import logging
@@ -17,7 +18,7 @@ from grpc import StatusCode
 from aoe_core import errors
 from aoe_csi import logs
 from aoe_csi.identity import Identity
-from aoe_csi.interceptor import clear_secrets, code_of
+from aoe_csi.interceptor import Edge, clear_secrets, code_of
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
 from aoe_csi.server import MAX_WORKERS, Server, Services
@@ -140,7 +141,7 @@ class Recorder(csi_pb2_grpc.ControllerServicer):
     def __init__(self) -> None:
         self.requests: list[csi.CreateVolumeRequest] = []
 
-    def CreateVolume(
+    def CreateVolume(  # noqa: N802
         self,
         request: csi.CreateVolumeRequest,
         context: grpc.ServicerContext,  # noqa: ARG002
@@ -243,6 +244,62 @@ def test_what_is_not_offered_says_so(plugin: Plugin) -> None:
     for call in calls:
         with refused(StatusCode.UNIMPLEMENTED, "is not offered"):
             call()
+
+
+class Aborted(Exception):
+    pass
+
+
+class LateContext:
+    """A call's context at the very moment its time is up or its caller gone: grpc drops most such calls itself, but
+    not one that ends between its own look and ours."""
+
+    def __init__(self, *, active: bool, left_s: float | None) -> None:
+        self.active = active
+        self.left_s = left_s
+        self.code: StatusCode | None = None
+
+    def is_active(self) -> bool:
+        return self.active
+
+    def time_remaining(self) -> float | None:
+        return self.left_s
+
+    def abort(self, code: StatusCode, details: str) -> None:
+        self.code = code
+        raise Aborted(details)
+
+
+@pytest.mark.parametrize(
+    ("context", "code", "begun"),
+    [
+        (LateContext(active=True, left_s=0.0), StatusCode.DEADLINE_EXCEEDED, 0),
+        (LateContext(active=True, left_s=-1.0), StatusCode.DEADLINE_EXCEEDED, 0),
+        (LateContext(active=False, left_s=5.0), StatusCode.CANCELLED, 0),
+        (LateContext(active=True, left_s=5.0), None, 1),
+        (LateContext(active=True, left_s=None), None, 1),
+    ],
+)
+def test_nothing_is_begun_for_a_caller_who_no_longer_waits(
+    context: LateContext, code: StatusCode | None, begun: int
+) -> None:
+    recorder = Recorder()
+    behaviour: Any = Edge().intercept_service(
+        lambda _: grpc.unary_unary_rpc_method_handler(
+            recorder.CreateVolume, request_deserializer=csi.CreateVolumeRequest.FromString
+        ),
+        Details("/csi.v1.Controller/CreateVolume"),
+    )
+    with contextlib.suppress(Aborted):
+        behaviour.unary_unary(create().SerializeToString(), context)
+    assert context.code is code
+    assert len(recorder.requests) == begun
+
+
+class Details(grpc.HandlerCallDetails):
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
 
 
 def test_a_call_whose_deadline_passed_in_the_queue_changes_nothing_and_identity_answers_all_along(

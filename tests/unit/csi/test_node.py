@@ -1,6 +1,7 @@
 """The node over the wire: uses, stage to unstage, statistics, and every kind of bad input."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_a_node_that_cannot_tell_its_sans_is_unavailable(plugin: Plugin) -> None
 
     plugin.attacher.trouble["identity"] = down
     with refused(StatusCode.UNAVAILABLE, "san0"):
+        plugin.node.NodeGetInfo(csi.NodeGetInfoRequest())
+
+
+def test_a_node_id_longer_than_csi_allows_is_refused_with_what_to_do(plugin: Plugin) -> None:
+    plugin.attacher.node = replace(NODE, macs=NODE.macs * 8)
+    with refused(StatusCode.INVALID_ARGUMENT, "256", "shorter name"):
         plugin.node.NodeGetInfo(csi.NodeGetInfoRequest())
 
 

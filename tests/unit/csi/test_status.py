@@ -42,7 +42,7 @@ def full(provisioner: MemoryProvisioner) -> HostReport:
     return HostReport(
         node="s1",
         pools=(PoolRow(pool="fast", available_bytes=3 * GIB // 2, maximum_volume_bytes=GIB),),
-        volumes=volume_rows(statuses),
+        volumes=volume_rows(status.volume for status in statuses),
         exports=(ExportRow(address="e10.0", volume="pvc-1", node="compute1", state="live"),),
         grants=grant_rows(grant for status in statuses for grant in status.grants),
         staged=staged_rows([record]),
