@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from aoe_lab import progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+UNUSED_DAYS = 14  # No lab runs that long on files it does not ask for again.
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -61,7 +63,15 @@ def built(kind: str, key: str, what: str, build: Callable[[Path], None]) -> Path
         with progress.step(what):
             build(unfinished)
         unfinished.rename(place)
+        _drop_unused(kind, keep=place)
     return place
+
+
+def _drop_unused(kind: str, *, keep: Path) -> None:
+    oldest = time.time() - UNUSED_DAYS * 86400
+    for place in cache_root().glob(f"{kind}-*"):
+        if place != keep and place.stat().st_mtime < oldest:
+            shutil.rmtree(place)
 
 
 @contextmanager

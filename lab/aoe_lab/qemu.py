@@ -37,6 +37,7 @@ KERNEL_ARGUMENTS = (
     "clocksource=tsc",
     "audit=0",
     "apparmor=0",
+    "cryptomgr.notests",
 )
 PROBE_MARK = "AOE-LAB-PROBE-OK"
 PROBE_TIMEOUT_S = 20.0

@@ -30,7 +30,17 @@ chroot "$root" systemctl --quiet mask \
     systemd-journal-flush.service systemd-sysusers.service systemd-pcrphase.service systemd-pcrphase-sysinit.service \
     systemd-repart.service systemd-remount-fs.service proc-sys-fs-binfmt_misc.automount sys-fs-fuse-connections.mount \
     sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount modprobe@drm.service modprobe@efi_pstore.service \
-    modprobe@fuse.service remote-fs.target cryptsetup.target integritysetup.target veritysetup.target
+    modprobe@fuse.service modprobe@configfs.service sys-kernel-config.mount systemd-journald-audit.socket \
+    remote-fs.target cryptsetup.target integritysetup.target veritysetup.target
+
+# Each generator is a process before the first unit starts, and none of them has anything to find.
+mkdir -p "$root/etc/systemd/system-generators"
+for generator in "$root"/lib/systemd/system-generators/*; do
+    ln -sf /dev/null "$root/etc/systemd/system-generators/${generator##*/}"
+done
+
+# D-Bus starts when somebody first asks for it.
+rm "$root/lib/systemd/system/multi-user.target.wants/dbus.service"
 
 # Packages and their lists are of no use where no registry can be reached.
 rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/var/lib/apt/lists/* \

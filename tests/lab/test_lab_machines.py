@@ -39,7 +39,7 @@ SEND = f"""
 import socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind(("eth1", {ETHERTYPE}))
-frame = bytes.fromhex(sys.argv[1].replace(":", "")) + s.getsockname()[4] + {ETHERTYPE}.to_bytes(2, "big")
+frame = bytes.fromhex(sys.argv[1].replace(":", "")) + s.getsockname()[4] + ({ETHERTYPE}).to_bytes(2, "big")
 s.send(frame.ljust({JUMBO_BYTES}, b"."))
 """
 ECHO = """

@@ -55,7 +55,9 @@ class Attacher:
         self._staged = StagedVolumes(host, self._records)
         self._staging = Staging(host=host, settings=settings, records=self._records, staged=self._staged)
         self._publishing = Publishing(host=host, records=self._records, staged=self._staged)
-        self._sweeper = Sweeper(host=host, settings=settings, records=self._records, locks=self._locks)
+        self._sweeper = Sweeper(
+            host=host, settings=settings, records=self._records, staged=self._staged, locks=self._locks
+        )
         self._watchdog = Watchdog(
             host=host, settings=settings, records=self._records, staged=self._staged, locks=self._locks
         )
@@ -132,6 +134,8 @@ class Attacher:
         not this volume's), Unfinished when the device does not answer."""
         record = self._record_at(volume_id, path)
         if isinstance(record.use, FilesystemUse):
+            if not self._staged.mounts_at(self._staged.resolved(path)):
+                raise NotFound(f"volume {volume_id} is not mounted at {path}; stage and publish it there again")
             return self._host.filesystems.usage(path)
         if record.attachment.transport is Transport.LOCAL:
             return self._host.blocks.size_bytes(record.attachment.device)

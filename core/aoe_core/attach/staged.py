@@ -67,12 +67,12 @@ class StagedVolumes:
             return self.is_node_of(mount, record.attachment)
         return self.is_filesystem_of(mount, record.attachment)
 
-    def restore_pins(self, interfaces: tuple[str, ...]) -> None:
-        """Make the ingress rules stand on some interfaces, with a pin for each proven target on record."""
-        self._host.ingress.ensure(interfaces)
+    def restore_pins(self, interface: str) -> None:
+        """Make the ingress rules stand on an interface, with a pin for each proven target on record."""
+        self._host.ingress.ensure([interface])
         pinned = self._host.ingress.pinned()
         for record in self._records.all():
-            if record.boot != self._host.boot or record.pinned_mac is None or record.interface not in interfaces:
+            if record.boot != self._host.boot or record.pinned_mac is None or record.interface != interface:
                 continue
             address = address_of(record.attachment)
             if (record.interface, address, record.pinned_mac) not in pinned:

@@ -24,6 +24,7 @@ from aoe_core.errors import (
     IdentityMismatch,
     InUse,
     Invalid,
+    NotFound,
     Unfinished,
     Unreachable,
 )
@@ -206,7 +207,7 @@ class Staging:
         """Prove the target on the wire, pin it, bring the driver's device up and prove that too."""
         attachment, address = record.attachment, address_of(record.attachment)
         self._check_deadsecs()
-        self.staged.restore_pins((record.interface,))
+        self.staged.restore_pins(record.interface)
         mac = prove_answers(attachment, self._listen(record))
         proven = msgspec.structs.replace(record, pinned_mac=mac)
         self.records.put(proven)
@@ -216,7 +217,11 @@ class Staging:
         return proven
 
     def _check_deadsecs(self) -> None:
-        found, limit = self.host.initiator.deadsecs(), self.settings.initiator.deadsecs
+        limit = self.settings.initiator.deadsecs
+        try:
+            found = self.host.initiator.deadsecs()
+        except NotFound as error:
+            raise Unreachable(f"this node cannot attach yet: {error}") from error
         if not 0 < found <= limit:
             raise CommandFailed(
                 f"aoe_deadsecs is {found} on this node and must be 1 to {limit}, or a fenced write could land after "
@@ -343,7 +348,10 @@ class Staging:
         for mount in (one for one in reversed(table) if one.target == path):
             if not self.staged.is_filesystem_of(mount, record.attachment):
                 raise InUse(f"{path} has {mount.source} mounted, which is not volume {volume_id}; unmount it by hand")
-            self.host.mounts.unmount(path)
+            try:
+                self.host.mounts.unmount(path)
+            except NotFound:
+                continue  # An umount given up earlier has come to its end.
 
     def _prove_closed(self, record: StageRecord) -> None:
         """Check that nobody holds the device any more. A local volume's openers are its storage side's to judge."""

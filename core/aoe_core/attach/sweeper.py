@@ -2,17 +2,20 @@
 
 Flushed is a device that is on no record, closed, on one of this node's SAN interfaces, and whose target is silent to
 this host: its grant is revoked. A device whose target still answers would come back, and one that is open is never
-touched. Pins without a record go too, and records of an earlier boot, whose mounts and devices went with it.
+touched. Pins without a record go too, and so do records that describe nothing: those of an earlier boot, whose mounts
+and devices went with it, and those of a staging that was given up half-way before it mounted anything.
 The driver's flush does not look whether a device is open, so the last look and the flush are made under the address's
 lock, which staging holds too.
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from aoe_core.attach.host import ComputeHost
 from aoe_core.attach.locks import Locks
-from aoe_core.attach.records import StageRecords
+from aoe_core.attach.records import StageRecord, StageRecords
+from aoe_core.attach.staged import StagedVolumes
 from aoe_core.errors import AoECsiError, Busy
 from aoe_core.host.contracts import AoEDevice
 from aoe_core.model import Address
@@ -28,11 +31,18 @@ class Sweeper:
     host: ComputeHost
     settings: Settings
     records: StageRecords
+    staged: StagedVolumes
     locks: Locks
 
     def sweep(self) -> tuple[Address, ...]:
         """Clean up; return the addresses flushed. What cannot be found out about one device leaves that one alone."""
-        self._drop_old_records()
+        for record in self.records.all():
+            try:
+                self._drop_if_empty(record)
+            except Busy:
+                continue  # A call is at work on it.
+            except AoECsiError as error:
+                log.warning("record not swept", extra={"volume": record.attachment.volume_id, "error": str(error)})
         self._drop_lost_pins()
         flushed = []
         for device in self.host.initiator.devices():
@@ -45,18 +55,33 @@ class Sweeper:
                 log.warning("device not swept", extra={"device": str(device.address), "error": str(error)})
         return tuple(flushed)
 
-    def _drop_old_records(self) -> None:
-        for record in self.records.all():
-            if record.boot == self.host.boot:
-                continue
-            try:
-                with self.locks.hold(f"volume {record.attachment.volume_id}"):
-                    now = self.records.find(record.attachment.volume_id)
-                    if now is not None and now.boot != self.host.boot:
-                        self.records.drop(record.attachment.volume_id)
-                        log.info("record of an earlier boot dropped", extra={"volume": record.attachment.volume_id})
-            except Busy:
-                continue
+    def _drop_if_empty(self, record: StageRecord) -> None:
+        """Drop a record that describes nothing on this node; its pin, if it has one, is then one without a record."""
+        old = record.boot != self.host.boot
+        if not old and (record.staged or record.targets or not self._is_silent(record)):
+            return
+        volume_id, address = record.attachment.volume_id, record.attachment.address
+        with ExitStack() as held:
+            held.enter_context(self.locks.hold(f"volume {volume_id}"))
+            if address is not None:
+                held.enter_context(self.locks.hold(f"address {address}"))
+            if self.records.find(volume_id) != record:
+                return
+            if not old and (
+                self.staged.mounts_at(record.staging_path)
+                or (address is not None and self.host.initiator.in_use(address))
+            ):
+                return
+            self.records.drop(volume_id)
+        log.info("record of nothing dropped", extra={"volume": volume_id, "earlier_boot": old})
+
+    def _is_silent(self, record: StageRecord) -> bool:
+        """Say whether a half-staged volume's grant is gone, as far as the wire tells."""
+        address = record.attachment.address
+        if address is None or not record.interface:
+            return False
+        limit_s = self.settings.initiator.probe_s
+        return not self.host.initiator.probe(record.interface, address, timeout_s=limit_s)
 
     def _drop_lost_pins(self) -> None:
         # Pins first, records second: a pin is set after its record is written.

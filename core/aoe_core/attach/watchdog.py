@@ -35,10 +35,11 @@ class Watchdog:
 
     def look(self) -> None:
         """Look at the rules and at every staged device. What one volume does not tell leaves the others looked at."""
-        try:
-            self.staged.restore_pins(tuple(san.interface for san in self.settings.san))
-        except AoECsiError as error:
-            log.error("ingress rules could not be restored", extra={"error": str(error)})
+        for san in self.settings.san:
+            try:
+                self.staged.restore_pins(san.interface)
+            except AoECsiError as error:
+                log.error("ingress rules not restored", extra={"interface": san.interface, "error": str(error)})
         devices = {device.address: device for device in self.host.initiator.devices()}
         for record in self.records.all():
             if record.boot != self.host.boot or not record.staged or record.attachment.transport is not Transport.AOE:

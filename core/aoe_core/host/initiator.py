@@ -9,6 +9,7 @@ Never used: the aoe-flush tool and flush's word `all`. The driver compares as ma
 written with its NUL, or `e2.1` would flush `e2.10` too.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -138,6 +139,8 @@ class LinuxInitiator:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENODEV:
+                return None  # It went away between opening and reading the file.
             raise CommandFailed(f"the state of device {address} cannot be read ({error})") from error
         up, closewait = state[0] == "up", "closewait" in state
         return AoEDevice(
@@ -151,11 +154,12 @@ class LinuxInitiator:
         )
 
     def _targets(self, address: Address) -> tuple[Mac, ...]:
+        directory = self._paths.sys / "kernel/debug/aoe"
         try:
-            text = _read(self._paths.sys / "kernel/debug/aoe" / str(address))
+            text = _read(directory / str(address))
         except FileNotFoundError as error:
-            if not self._directory(address).exists():
-                return ()  # The device went away between two reads.
+            if directory.is_dir():
+                return ()  # The driver shows a device in sysfs first and takes it from there last.
             raise CommandFailed(
                 f"the targets of device {address} are not shown; mount debugfs at /sys/kernel/debug"
             ) from error
