@@ -16,6 +16,7 @@ from aoe_csi.proto import csi_pb2 as pb
 from aoe_csi.proto import csi_pb2_grpc as rpc
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.errors import LabError
+from aoe_lab.lab import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,10 +156,13 @@ class Standalone:
 
     def install(self) -> None:
         """Configure, prepare and start every machine."""
-        for endpoint in self.endpoints():
-            self.install_on(endpoint)
-        for endpoint in self.endpoints():
-            endpoint.connect()
+        servers = {endpoint.machine.name: endpoint for endpoint in self.endpoints()}
+
+        def install(machine: Machine) -> None:
+            self.install_on(servers[machine.name])
+            servers[machine.name].connect()
+
+        at_once(install, [endpoint.machine for endpoint in servers.values()])
 
     def install_on(self, endpoint: Endpoint) -> None:
         """Do on one machine what an administrator would do."""

@@ -5,6 +5,7 @@ at every moment and what must be gone at the end is checked here, once, for ever
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.host import ComputeHost
@@ -12,14 +13,18 @@ from aoe_core.errors import Busy, IdentityMismatch, InUse, Unfinished, Unreachab
 from aoe_core.fakes.lvm import ThinMedium
 from aoe_core.fakes.world import FakeMachine, Process, World
 from aoe_core.host.contracts import LvKind
-from aoe_core.host.exports import ExportFile, ExportFiles, ExportState
+from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former
 from aoe_core.model import (
+    MAX_SLOT,
     AccessMode,
+    Address,
     Attachment,
+    Durability,
     Mac,
     NodeIdentity,
     NodeName,
     SanName,
+    Serial,
     VolumeId,
 )
 from aoe_core.settings import Exports, Node, Pool, San, Settings
@@ -30,6 +35,7 @@ from aoe_core.volumes.jobs import JobBoard
 
 SAN = SanName("main")
 INTERFACE = "san0"
+SHELF = 10
 GROUP_BYTES = 6 * GIB
 POOL_BYTES = 2 * GIB
 RESIDUE = b"of whoever had these disks before"
@@ -40,10 +46,16 @@ _PATIENCE = 60
 """How often something that may still be under way is asked again; each time a little later."""
 
 
+@lru_cache(maxsize=2048)
+def _parsed(name: str, text: str) -> ExportFile:
+    return ExportFile.parse(name, text)
+
+
 class Cluster:
     """One storage machine and two compute machines on one SAN, all up."""
 
-    def __init__(self, *, shelves: tuple[tuple[int, int], ...] = ((10, 11),)) -> None:
+    def __init__(self, *, free_addresses: int = 0) -> None:
+        """Build it; with `free_addresses`, all others of its shelf rest for ever."""
         self.world = World()
         self.storage = self.world.add_machine("storage1", san0=SAN)
         self.storage.lvm.add_group("vg0", GROUP_BYTES).foul(RESIDUE)
@@ -51,7 +63,7 @@ class Cluster:
         self.compute = {name: self.world.add_machine(name, san0=SAN) for name in COMPUTE_NODES}
         self.settings = Settings(
             node="storage1",
-            san=(San(name=SAN, interface=INTERFACE, shelves=shelves),),
+            san=(San(name=SAN, interface=INTERFACE, shelves=((SHELF, SHELF),)),),
             pool=(
                 Pool(name="thick", volume_group="vg0"),
                 Pool(name="thin", volume_group="vg0", thin_pool="tp0"),
@@ -59,11 +71,43 @@ class Cluster:
             known_node=tuple(Node(name=name) for name in COMPUTE_NODES),
             exports=Exports(rest_s=660),
         )
+        if free_addresses:
+            self._use_up(free_addresses)
         self._processes: dict[str, Process] = {}
         self.engine = self._start_engine()
         self.attachments: dict[tuple[VolumeId, NodeName], Attachment] = {}
         """What the orchestrator remembers: publish_context, written once."""
         self.attachers = {name: self._start_attacher(name) for name in COMPUTE_NODES}
+
+    def _use_up(self, left: int) -> None:
+        """Leave tombstones on all addresses but the first few: revoked at a time that never comes to rest."""
+        never_s = int(self.world.clock.now()) + 10**9
+        directory = self.storage.record_directory("exports")
+        for slot in range(left, MAX_SLOT + 1):
+            file = ExportFile(
+                address=Address(SHELF, slot),
+                state=ExportState.RESTING,
+                volume_id=VolumeId("gone"),
+                device="/dev/vg0/v-gone",
+                serial=Serial("gonegoneg"),
+                node=NodeName("elsewhere"),
+                node_id="elsewhere|00000000|",
+                boot="00000000",
+                mode=AccessMode.SINGLE_NODE_SINGLE_WRITER,
+                writable=True,
+                block=True,
+                san=SAN,
+                interface=INTERFACE,
+                macs=(),
+                durability=Durability.SYNC,
+                buffers=16,
+                exporter="/usr/sbin/vblade",
+                granted_s=0,
+                size_bytes=0,
+                former=(Former(node=NodeName("elsewhere"), boot="00000000", revoked_s=never_s),),
+            )
+            directory.seen[file.name] = file.text()
+        directory.sync()
 
     # --- processes ---
 
@@ -150,7 +194,7 @@ class Cluster:
     def export_files(self) -> tuple[ExportFile, ...]:
         """Return the export files as they are seen on the storage machine."""
         seen = self.storage.record_directory("exports").seen
-        return tuple(ExportFile.parse(name, text) for name, text in sorted(seen.items()))
+        return tuple(_parsed(name, text) for name, text in sorted(seen.items()))
 
     def held(self, volume_id: VolumeId) -> tuple[ExportFile, ...]:
         """Return the grants of a volume that are not wholly revoked."""

@@ -25,10 +25,10 @@ from hypothesis.stateful import (
 from tests.simulated.cluster import COMPUTE_NODES, RESIDUE, SAN, Cluster
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
-from aoe_core.errors import AoECsiError, Busy, IdentityMismatch, InUse, Unfinished, Unreachable
+from aoe_core.errors import AoECsiError, Busy, IdentityMismatch, InUse, NoSpace, Unfinished, Unreachable
 from aoe_core.fakes.blocks import BLOCK_BYTES, Device
 from aoe_core.fakes.superblocks import Superblock, read_files
-from aoe_core.fakes.world import Killed, Step
+from aoe_core.fakes.world import Killed, Step, World
 from aoe_core.model import (
     AccessMode,
     Attachment,
@@ -136,12 +136,15 @@ class Orchestrator(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cluster = Cluster(shelves=((10, 10),))
-        self.world = self.cluster.world
+        self.cluster = Cluster()
         self.volumes: dict[VolumeId, Account] = {}
         self.snapshots: dict[SnapshotId, Picture] = {}
         self.imposters: list[Imposter] = []
         self.written = 0
+
+    @property
+    def world(self) -> World:
+        return self.cluster.world
 
     # --- how an operation is done -------------------------------------------------------------------------------
 
@@ -173,7 +176,7 @@ class Orchestrator(RuleBasedStateMachine):
         self.world.on_step = strike
         try:
             act()
-        except (Killed, Busy, Unfinished, Unreachable, InUse):
+        except (Killed, Busy, Unfinished, Unreachable, InUse, NoSpace):
             pass  # The orchestrator asks again.
         finally:
             self.world.on_step = None
@@ -293,8 +296,10 @@ class Orchestrator(RuleBasedStateMachine):
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
-    @initialize(pool=pools, use=uses, node=nodes)
-    def begin(self, pool: str, use: str, node: NodeName) -> None:
+    @initialize(scarce=st.integers(0, 3), pool=pools, use=uses, node=nodes)
+    def begin(self, scarce: int, pool: str, use: str, node: NodeName) -> None:
+        if scarce == 1:
+            self.cluster = Cluster(free_addresses=3)
         self.create(0, pool, use, None)
         self.attach(0, node, None)
 
@@ -424,10 +429,19 @@ class Orchestrator(RuleBasedStateMachine):
     def _publish(self, volume_id: VolumeId, node: NodeName, doom: Doom) -> None:
         account = self.volumes[volume_id]
         granted: list[Attachment] = []
-        self.do(f"publish {volume_id}", lambda: granted.append(self._ask_for(volume_id, node)), doom)
+        act = partial(self._grant, granted, volume_id, node)
+        try:
+            self.do(f"publish {volume_id}", act, doom)
+        except NoSpace:
+            # Every address rests, or was this node's since it booted.
+            self.lose_power(node, half=False, off_s=700)
+            self.do(f"publish {volume_id}", act)
         attachment = granted[-1]
         assert attachment.filesystem == (account.use if account.made and account.use != "block" else "")
         account.holdings[node] = Holding(attachment)
+
+    def _grant(self, granted: list[Attachment], volume_id: VolumeId, node: NodeName) -> None:
+        granted.append(self._ask_for(volume_id, node))
 
     def _ask_for(self, volume_id: VolumeId, node: NodeName) -> Attachment:
         block = self.volumes[volume_id].use == "block"
@@ -575,6 +589,20 @@ class Orchestrator(RuleBasedStateMachine):
         self.world.link(machine, "san0", up=False)
         self.world.clock.sleep(out_s)
         self.world.link(machine, "san0", up=True)
+        self.pass_time(1)
+
+    @rule(machine=st.sampled_from(COMPUTE_NODES), paused_s=st.sampled_from((10, 700, 7000)))
+    def pause(self, machine: str, paused_s: int) -> None:
+        self.world.pause(machine)
+        # Nobody waits for it: what it holds is given to others as soon as its addresses have rested.
+        for volume_id, node in self.granted:
+            if node == machine:
+                self._detach_by_force(volume_id, node, None)
+        self.world.clock.sleep(paused_s)
+        for volume_id in list(self.free):
+            if other_node(NodeName(machine)) not in self.volumes[volume_id].holdings:
+                self.attach(self.free.index(volume_id), other_node(NodeName(machine)), None)
+        self.world.resume(machine)
         self.pass_time(1)
 
     @rule(seconds=st.sampled_from((1, 31, 61, 700)))

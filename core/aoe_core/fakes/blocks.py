@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from aoe_core.fakes.world import FakeMachine, Process
 
 BLOCK_BYTES = 4096
+_KEPT_BLOCKS = 64
+"""A longer read leaves nothing in the page cache, to keep the fakes quick."""
 
 
 class Medium(Protocol):
@@ -60,19 +62,32 @@ class Device:
         self.read_only = False
         self.openers: list[str] = []
         self.dirty: dict[int, bytes] = {}
+        self.keeps_pages = False
+        """Whether what was read stays in the page cache while the device is open: then it is not read again, and what
+        others write to the medium meanwhile is not seen. Exporters share this machine's page cache, wires do not."""
+        self.pages: dict[int, bytes] = {}
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Return bytes, the dirty ones first. Raises: CommandFailed beyond the end."""
         self._reach(offset_bytes, length_bytes)
         first, end = offset_bytes // BLOCK_BYTES, -(-(offset_bytes + length_bytes) // BLOCK_BYTES)
-        found = {block: self.medium.load(block) for block in self.medium.filled(first, end)}
-        found.update((block, data) for block, data in self.dirty.items() if first <= block < end)
         whole = bytearray((end - first) * BLOCK_BYTES)
-        for block, data in found.items():
+        for block, data in self._load(first, end).items():
             start = (block - first) * BLOCK_BYTES
             whole[start : start + len(data)] = data
         skipped = offset_bytes - first * BLOCK_BYTES
         return bytes(whole[skipped : skipped + length_bytes])
+
+    def _load(self, first: int, end: int) -> dict[int, bytes]:
+        known = {block: self.dirty[block] for block in self.dirty if first <= block < end}
+        if self.keeps_pages:
+            known = {block: self.pages[block] for block in self.pages if first <= block < end} | known
+        if len(known) == end - first:
+            return known
+        found = {block: self.medium.load(block) for block in self.medium.filled(first, end)}
+        if self.keeps_pages and self.openers and end - first <= _KEPT_BLOCKS:
+            self.pages.update({block: found.get(block, b"") for block in range(first, end) if block not in known})
+        return found | known
 
     def has_data(self, offset_bytes: int, length_bytes: int) -> bool:
         """Say whether any block that a range touches is other than zero."""
@@ -85,15 +100,19 @@ class Device:
         """Change bytes in the page cache. Raises: CommandFailed beyond the end or on a read-only device."""
         self._reach(offset_bytes, len(data))
         self._admit_write()
-        first, end = offset_bytes // BLOCK_BYTES, -(-(offset_bytes + len(data)) // BLOCK_BYTES)
-        if not data:
-            return
-        start = first * BLOCK_BYTES
-        whole = bytearray(self.read(start, min(end * BLOCK_BYTES, self.size_bytes) - start))
-        whole[offset_bytes - start : offset_bytes - start + len(data)] = data
-        for block in range(first, end):
-            inner = (block - first) * BLOCK_BYTES
-            self.dirty[block] = bytes(whole[inner : inner + BLOCK_BYTES]).rstrip(b"\0")
+        at, end_bytes = offset_bytes, offset_bytes + len(data)
+        while at < end_bytes:
+            block, inner = divmod(at, BLOCK_BYTES)
+            taken = min(BLOCK_BYTES - inner, end_bytes - at)
+            piece = data[at - offset_bytes : at - offset_bytes + taken]
+            if taken < BLOCK_BYTES:
+                # Only a part of a block: the rest of it has to be read first.
+                start = block * BLOCK_BYTES
+                whole = bytearray(self.read(start, min(BLOCK_BYTES, self.size_bytes - start)))
+                whole[inner : inner + taken] = piece
+                piece = bytes(whole)
+            self.dirty[block] = piece.rstrip(b"\0")
+            at += taken
 
     def write_zeros(self, offset_bytes: int, length_bytes: int) -> None:
         """Write zeros over a range without walking through what is zero already."""
@@ -113,6 +132,8 @@ class Device:
         """Bring everything dirty to the medium, in the order of the blocks."""
         for block in sorted(self.dirty):
             self.medium.store(block, self.dirty[block])
+            if self.keeps_pages and self.openers:
+                self.pages[block] = self.dirty[block]
             del self.dirty[block]
 
     def lose_dirty(self, *, keep_every: int = 0) -> None:
@@ -121,6 +142,7 @@ class Device:
             if keep_every and count % keep_every == 0:
                 self.medium.store(block, self.dirty[block])
         self.dirty.clear()
+        self.pages.clear()
 
     def open(self, opener: str) -> None:
         """Count one more opener."""
@@ -131,6 +153,7 @@ class Device:
         self.openers.remove(opener)
         if not self.openers:
             self.flush()
+            self.pages.clear()
 
     def _reach(self, offset_bytes: int, length_bytes: int) -> None:
         if offset_bytes < 0 or length_bytes < 0 or offset_bytes + length_bytes > self.size_bytes:

@@ -140,7 +140,7 @@ class ExportsState:
     def _advertise(self, exporter: Exporter) -> None:
         """Announce itself to those in the mask: vblade's aoe_ad at start reaches their kernels unasked."""
         for machine in self._machine.world.machines.values():
-            if machine is not self._machine and machine.powered:
+            if machine is not self._machine and machine.runs:
                 machine.initiator.hear_all(exporter.address)
 
 

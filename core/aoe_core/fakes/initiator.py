@@ -33,6 +33,7 @@ class KnownDevice:
         self.waiting_since_s: float | None = None
         """When I/O began to wait for an answer."""
         self.disk = Device(f"/dev/etherd/{address}", number, self, 0)
+        self.disk.keeps_pages = True
         self._turn = 0
 
     @property
@@ -74,7 +75,7 @@ class KnownDevice:
         elif self._driver.now_s() - self.waiting_since_s > self._driver.deadsecs:
             self.up, self.waiting_since_s = False, None
             self.disk.size_bytes = 0
-            self.disk.dirty.clear()
+            self.disk.lose_dirty()
 
     def _answering(self) -> list[Target]:
         return [target for target in self._driver.audible(self.interface, self.address) if target.mac in self.macs]

@@ -117,7 +117,7 @@ class MountState:
                 replace(superblock, unclean=False).put(disk)
             disk.flush()
         except (Unreachable, CommandFailed):
-            disk.dirty.clear()  # I/O errors end an umount as well as success does.
+            disk.lose_dirty()  # I/O errors end an umount as well as success does.
         disk.close(OPENER)
 
 

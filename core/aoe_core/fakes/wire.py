@@ -1,6 +1,6 @@
 """The Ethernet segments in memory: which target answers whom for which address.
 
-A target answers when its machine has power, its exporter runs and is not stuck, both cables are in, and the mask
+A target answers when its machine runs, its exporter runs and is not stuck, both cables are in, and the mask
 admits the asking card (vblade's aoe(): an empty mask admits everybody). A machine never hears its own frames.
 """
 
@@ -83,10 +83,10 @@ class Wire:
     def answering(self, asker: "FakeMachine", interface: str, address: Address | None = None) -> list[Target]:
         """Return every target that answers a machine's card, for one address or for all."""
         card = asker.cards.get(interface)
-        if card is None or not card.linked or not asker.powered:
+        if card is None or not card.linked or not asker.runs:
             return []
         found = [one.target for one in self.imposters if one.san == card.san]
         for machine in self._machines.values():
-            if machine is not asker and machine.powered:
+            if machine is not asker and machine.runs:
                 found += machine.exports.targets_for(card.san, card.mac)
         return [target for target in found if address is None or target.address == address]

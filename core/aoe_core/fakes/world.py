@@ -97,6 +97,17 @@ class World:
             self.machines[machine].boot()
             self.settle()
 
+    def pause(self, machine: str) -> None:
+        """Stop a machine's processors, as a hypervisor does: it answers nobody, and no time passes on it."""
+        with self.lock:
+            self.machines[machine].pause()
+
+    def resume(self, machine: str) -> None:
+        """Let a paused machine run on, with everything it had under way."""
+        with self.lock:
+            self.machines[machine].resume()
+            self.settle()
+
     def link(self, machine: str, interface: str, *, up: bool) -> None:
         """Pull a cable or plug it in."""
         with self.lock:
@@ -115,7 +126,7 @@ class World:
             imposter = Imposter(SanName(san), target)
             self.wire.imposters.append(imposter)
             for machine in self.machines.values():
-                if machine.powered:
+                if machine.runs:
                     machine.initiator.hear_all(address)
             self.settle()
             return imposter
@@ -129,10 +140,10 @@ class World:
     def settle(self) -> None:
         """Let everything that waited for something go on, if it can: units, frozen I/O, umounts."""
         for machine in self.machines.values():
-            if machine.powered:
+            if machine.runs:
                 machine.exports.retry_waiting()
         for machine in self.machines.values():
-            if machine.powered:
+            if machine.runs:
                 for known in machine.initiator.known.values():
                     known.wait_or_die()
                 machine.mounts.finish_waiting()
@@ -148,7 +159,7 @@ class World:
     def _pass_time(self) -> None:
         with self.lock:
             for machine in self.machines.values():
-                if machine.powered:
+                if machine.runs:
                     machine.lvm.finish_due()
                     machine.write_back()
                     machine.initiator.pass_time()
@@ -172,6 +183,12 @@ class FakeMachine:
         self.processes: list[Process] = []
         self._records: dict[str, RecordDirectory] = {}
         self._written_back_s = world.clock.now()
+        self._paused_s: float | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has power and its processors run."""
+        return self.powered and self._paused_s is None
 
     # --- power ---
 
@@ -191,9 +208,22 @@ class FakeMachine:
         self.exports.boot()
         self.initiator.hear_all()
 
+    def pause(self) -> None:
+        """Stop in the middle of everything."""
+        self._paused_s = self.world.clock.now()
+
+    def resume(self) -> None:
+        """Go on, not knowing how long it was."""
+        if self._paused_s is not None:
+            for known in self.initiator.known.values():
+                if known.waiting_since_s is not None:
+                    known.waiting_since_s += self.world.clock.now() - self._paused_s
+        self._paused_s = None
+
     def lose_power(self, *, keep_every: int = 0) -> None:
         """Lose what a power cut takes."""
         self.powered = False
+        self._paused_s = None
         for process in self.processes:
             process.alive = False
         self.processes.clear()
