@@ -1,8 +1,8 @@
 """The main job, shown: `python -m aoe_lab.demo`.
 
 A volume is created, exported, attached, written, survives its storage machine's sudden death, grows, is snapshotted,
-restored and deleted; all through CSI calls, on real LVM, real vblade and the kernel's own AoE initiator. Every claim the
-story makes is checked, and a check that does not hold ends it with exit code 1.
+restored and deleted; all through CSI calls, on real LVM, real vblade and the kernel's own AoE initiator. Every claim
+the story makes is checked, and one that does not hold ends it with exit code 1.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> int:
     return 0
 
 
-def _tell(story: Story, lab: Lab) -> None:
+def _tell(story: Story, lab: Lab) -> None:  # noqa: PLR0915 - one story, told in order
     storage, compute = lab.machine(STORAGE), lab.machine(COMPUTE)
     cluster = Standalone(lab, Tuning(deadsecs=600, rest_s=660))
     with story.step("Install aoe-csi on both: configuration, aoe-csi prepare-host, one service each"):

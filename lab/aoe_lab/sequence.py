@@ -24,7 +24,7 @@ def block(number: int, salt: str) -> bytes:
 
 
 def write(path: str, salt: str, count: int, rounds: int = 1) -> None:
-    """Write blocks 0..count-1, `rounds` times over, printing each acknowledged write; block n of round r is n + r·count."""
+    """Write `count` blocks `rounds` times over, printing each acknowledged write; block n of round r is n + r·count."""
     descriptor = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_SYNC)
     buffer = mmap.mmap(-1, BLOCK_BYTES)
     for number in range(count * rounds):

@@ -1,7 +1,7 @@
 """aoe-csi without Kubernetes on a lab: configuration, preparation, services, and CSI clients for both ends.
 
-Owns: what a person would do by hand on each machine after `docs/standalone.md`. Used by the tests, the demonstration and the
-benchmarks alike, so that all three drive the same thing through the same calls.
+Owns: what a person would do by hand on each machine after `docs/standalone.md`. Used by the tests, the demonstration
+and the benchmarks alike, so that all three drive the same thing through the same calls.
 """
 
 from __future__ import annotations

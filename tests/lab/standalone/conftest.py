@@ -1,4 +1,4 @@
-"""aoe-csi without Kubernetes on the session's lab: installed once, shared by every test, each with volumes of its own."""
+"""aoe-csi without Kubernetes on the session's lab: installed once, shared by all tests, each with its own volumes."""
 
 import contextlib
 import itertools
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+
 from aoe_lab import Lab
 from aoe_lab.standalone import Standalone, Tuning, Workload
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 

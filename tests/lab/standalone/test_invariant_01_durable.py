@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
+from aoe_lab.evidence import Evidence
+from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 BLOCKS = 2000
@@ -13,20 +14,23 @@ BLOCKS = 2000
 
 @pytest.mark.parametrize(("pool", "cuts"), [(THICK, 3), (THIN, 2)])
 def test_nothing_acknowledged_is_lost_by_power_cuts(
-    cluster: Standalone, workload: Callable[..., Workload], pool: str, cuts: int
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence, pool: str, cuts: int
 ) -> None:
-    lost_power(cluster, workload(pool=pool, size_bytes=64 << 20, capability=capability(block=True)), cuts)
+    volume = workload(pool=pool, size_bytes=64 << 20, capability=capability(block=True))
+    evidence(f"{pool} pool: {lost_power(cluster, volume, cuts)}")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("pool", "cuts"), [(THICK, 12), (THIN, 10)])
 def test_nothing_acknowledged_is_lost_by_many_power_cuts(
-    cluster: Standalone, workload: Callable[..., Workload], pool: str, cuts: int
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence, pool: str, cuts: int
 ) -> None:
-    lost_power(cluster, workload(pool=pool, size_bytes=64 << 20, capability=capability(block=True)), cuts)
+    volume = workload(pool=pool, size_bytes=64 << 20, capability=capability(block=True))
+    evidence(f"{pool} pool: {lost_power(cluster, volume, cuts)}")
 
 
-def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> None:
+def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> str:
+    """Cut the storage machine's power again and again under a verifying writer; return the figures."""
     storage, compute = cluster.storage["storage1"], cluster.compute["compute1"].machine
     volume.create()
     target = volume.attach("compute1")
@@ -48,10 +52,12 @@ def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> None:
         device = f"/dev/data/v-{volume.volume_id}"
         assert writer.check(storage.machine, device)["wrong"] == 0
     storage.connect()
-    print(f"{cuts} power cuts, {total} acknowledged writes of 4 KiB, none lost")
+    return f"{cuts} power cuts, {total} acknowledged writes of 4 KiB, none lost"
 
 
-def test_control_plain_vblade_loses_acknowledged_writes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+def test_control_plain_vblade_loses_acknowledged_writes(
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
+) -> None:
     """The protection off: the same volume served by vblade without -s."""
     storage, compute = cluster.storage["storage1"], cluster.compute["compute1"].machine
     volume = workload(pool=THICK, size_bytes=64 << 20, capability=capability(block=True))
@@ -74,4 +80,4 @@ def test_control_plain_vblade_loses_acknowledged_writes(cluster: Standalone, wor
     storage.connect()
     verdict = writer.check(storage.machine, f"/dev/data/v-{volume.volume_id}")
     assert verdict["wrong"] > 0, "plain vblade lost nothing, so this bed cannot show a missing flush"
-    print(f"control: plain vblade lost {verdict['wrong']} of {verdict['checked']} acknowledged writes")
+    evidence(f"control: plain vblade lost {verdict['wrong']} of {verdict['checked']} acknowledged writes")

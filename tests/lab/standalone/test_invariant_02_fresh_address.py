@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import grpc
-from aoe_lab.standalone import THICK, Standalone, Workload, capability
 
+from aoe_lab.evidence import Evidence
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 SIZE_BYTES = 32 << 20
@@ -56,7 +58,7 @@ def test_a_fenced_nodes_writes_never_land(cluster: Standalone, workload: Callabl
 
 
 def test_control_reusing_the_address_lets_old_writes_land(
-    cluster: Standalone, workload: Callable[..., Workload]
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
 ) -> None:
     """The protection off: the same address is served to the node again, as a plain vblade setup would."""
     storage, compute1 = cluster.storage["storage1"].machine, cluster.compute["compute1"].machine
@@ -80,7 +82,7 @@ def test_control_reusing_the_address_lets_old_writes_land(
     landed = int(storage.run(f"tr -d 'B' < {device} | wc -c", timeout_s=120).stdout)
     reused.stop()
     assert landed > 0, "no old write landed, so this bed cannot show the harm"
-    print(f"control: {landed} bytes of a fenced node's writes landed on the reused address")
+    evidence(f"control: {landed} bytes of a fenced node's writes landed on the reused address")
 
 
 def test_fifty_volumes_at_once_get_fifty_addresses(cluster: Standalone) -> None:
@@ -94,11 +96,11 @@ def test_fifty_volumes_at_once_get_fifty_addresses(cluster: Standalone) -> None:
     node1 = cluster.node_id("compute1")
     try:
         assert in_parallel([volume.create for volume in volumes]) == []
-        assert in_parallel([lambda volume=volume: volume.publish_by_id(node1) for volume in volumes]) == []
+        assert in_parallel([partial(volume.publish_by_id, node1) for volume in volumes]) == []
         addresses = [context["address"] for volume in volumes for context in volume.context.values()]
         assert len(set(addresses)) == 50
     finally:
-        refused = in_parallel([lambda volume=volume: volume.unpublish_by_id(node1) for volume in volumes])
+        refused = in_parallel([partial(volume.unpublish_by_id, node1) for volume in volumes])
         refused += in_parallel([volume.delete for volume in volumes])
     assert refused == []
 

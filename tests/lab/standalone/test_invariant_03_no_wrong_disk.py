@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
-from aoe_lab.standalone import THICK, Standalone, Workload, capability
 
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 SIZE_BYTES = 32 << 20
@@ -23,9 +23,8 @@ def imposter(cluster: Standalone, volume: Workload, *, serial: str = "") -> Iter
         f"truncate -s {SIZE_BYTES} {IMPOSTER_FILE}; tr '\\0' 'X' < /dev/zero | head -c {SIZE_BYTES} > {IMPOSTER_FILE}"
     )
     name = serial or volume.context["compute1"]["serial"]
-    served = machine.spawn(
-        f"unshare --uts sh -c 'hostname {name}; exec vblade {shelf} {slot} {machine.san_interface('main')} {IMPOSTER_FILE}'"
-    )
+    vblade = f"vblade {shelf} {slot} {machine.san_interface('main')} {IMPOSTER_FILE}"
+    served = machine.spawn(f"unshare --uts sh -c 'hostname {name}; exec {vblade}'")
     try:
         yield
     finally:

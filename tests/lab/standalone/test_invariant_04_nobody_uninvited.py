@@ -8,7 +8,9 @@ from aoe_lab.standalone import THICK, THIN, AccessMode, Standalone, Workload, ca
 ASK = """
 import socket, struct, sys, time
 interface, shelf, slot, command, arguments = sys.argv[1], *map(int, sys.argv[2:5]), bytes.fromhex(sys.argv[5])
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88A2)); s.bind((interface, 0x88A2)); s.settimeout(0.2)
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88A2))
+s.bind((interface, 0x88A2))
+s.settimeout(0.2)
 mac = s.getsockname()[4]
 frame = b"\\xff" * 6 + mac + struct.pack(">HBBHBBI", 0x88A2, 0x10, 0, shelf, slot, command, 0x80000000 | 77) + arguments
 answers, until = set(), time.monotonic() + 3
@@ -17,7 +19,8 @@ while time.monotonic() < until:
     try:
         while True:
             got = s.recv(9100)
-            if got[14] & 8 and got[20:24] == struct.pack(">I", 0x80000000 | 77): answers.add((got[6:12].hex(), got[14] & 4))
+            if got[14] & 8 and got[20:24] == struct.pack(">I", 0x80000000 | 77):
+                answers.add((got[6:12].hex(), got[14] & 4))
     except TimeoutError:
         pass
 print(len([a for a in answers if not a[1]]))

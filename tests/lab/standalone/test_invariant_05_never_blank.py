@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 
@@ -57,9 +58,7 @@ def test_a_volume_that_had_a_file_system_is_not_made_anew(
     assert storage.run(f"tr -d '\\0' < /dev/data/v-{volume.volume_id} | wc -c").stdout.strip() == "0"
 
 
-def test_control_a_never_formatted_blank_volume_is_formatted(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_control_a_never_formatted_blank_volume_is_formatted(workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=64 << 20)
     volume.create()
     assert volume.publish("compute1")["filesystem"] == ""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from aoe_csi.proto import csi_pb2 as pb
 from aoe_lab.standalone import THICK, Standalone, Workload
 

@@ -11,9 +11,9 @@ SECRET = "QUITE-SECRET-"
 
 
 def fill(cluster: Standalone, device: str) -> None:
-    cluster.storage["storage1"].machine.run(
-        f"yes {SECRET} | tr -d '\\n' | head -c {SIZE_BYTES} | dd of={device} bs=1M iflag=fullblock oflag=direct status=none"
-    )
+    secrets = f"yes {SECRET} | tr -d '\\n' | head -c {SIZE_BYTES}"
+    write = f"dd of={device} bs=1M iflag=fullblock oflag=direct status=none"
+    cluster.storage["storage1"].machine.run(f"{secrets} | {write}", timeout_s=180)
 
 
 def secrets_on(cluster: Standalone, device: str) -> int:

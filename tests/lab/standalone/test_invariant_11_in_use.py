@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from aoe_lab.standalone import THICK, Standalone, Workload, capability
 
 
@@ -24,7 +25,7 @@ def test_unstage_is_refused_while_a_file_is_open(cluster: Standalone, workload: 
     volume.detach("compute1")
 
 
-def test_deleting_a_published_volume_is_refused(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+def test_deleting_a_published_volume_is_refused(workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
     volume.create()
     volume.publish("compute1")

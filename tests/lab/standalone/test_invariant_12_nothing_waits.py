@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from aoe_csi.proto import csi_pb2 as pb
+from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 
 def test_unstage_with_a_dead_target_while_other_volumes_live(
-    cluster: Standalone, workload: Callable[..., Workload]
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
 ) -> None:
     compute = cluster.compute["compute1"]
     dead = workload(pool=THICK, size_bytes=64 << 20, storage="storage2")
@@ -46,9 +48,8 @@ def test_unstage_with_a_dead_target_while_other_volumes_live(
     cluster.storage["storage2"].machine.boot()
     cluster.storage["storage2"].machine.wait_ready()
     cluster.storage["storage2"].connect()
-    print(
-        f"unstaged after {time.monotonic() - began:.0f} s and {len(codes)} refusals; slowest Probe {slowest_probe_s:.2f} s"
-    )
+    waited_s = time.monotonic() - began
+    evidence(f"unstaged after {waited_s:.0f} s and {len(codes)} refusals; slowest Probe {slowest_probe_s:.2f} s")
 
 
 def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workload: Callable[..., Workload]) -> None:

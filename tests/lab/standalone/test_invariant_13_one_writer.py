@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from aoe_lab.standalone import THICK, AccessMode, Standalone, Workload, capability
 
 
-def test_a_second_writer_is_refused_by_name(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+def test_a_second_writer_is_refused_by_name(workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=16 << 20)
     volume.create()
     volume.publish("compute1")

@@ -57,8 +57,10 @@ def test_addresses_are_read_as_they_are_written(shelf: int, slot: int) -> None:
     assert Address.parse(str(Address(shelf, slot))) == Address(shelf, slot)
 
 
-macs = st.integers(0, 2**46 - 1).map(lambda number: f"{number << 2:012x}").map(
-    lambda digits: Mac(":".join(("52", *(digits[i : i + 2] for i in range(2, 12, 2)))))
+macs = (
+    st.integers(0, 2**46 - 1)
+    .map(lambda number: f"{number << 2:012x}")
+    .map(lambda digits: Mac(":".join(("52", *(digits[i : i + 2] for i in range(2, 12, 2))))))
 )
 names = st.from_regex(r"[a-z][a-z0-9]{0,10}", fullmatch=True)
 
@@ -77,10 +79,9 @@ def test_node_ids_are_read_as_they_are_written(name: str, boot: str, sans: dict[
 def test_an_id_we_cannot_have_given_names_no_node(node_id: str) -> None:
     try:
         node = NodeIdentity.parse(node_id)
-    except NotFound as error:
-        assert "registration" in str(error)
-    else:
-        assert str(node) == node_id
+    except NotFound:
+        return
+    assert str(node) == node_id
 
 
 @pytest.mark.parametrize("text", ["", "52:54:00", "01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "52:54:00:12:34:zz"])

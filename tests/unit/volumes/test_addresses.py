@@ -81,7 +81,7 @@ def test_an_address_never_goes_back_to_its_node_in_the_same_boot() -> None:
 
 def test_an_address_remembers_every_former_holder() -> None:
     files = full(file(7, ExportState.RESTING, held_by("a", 9 * REST_S), held_by("b", 5 * REST_S)))
-    address, former = choose(((10, 10),), files, node("c"), san=SanName("main"), now_s=NOW_S, rest_s=REST_S)
+    _, former = choose(((10, 10),), files, node("c"), san=SanName("main"), now_s=NOW_S, rest_s=REST_S)
     assert {one.node for one in former} == {"a", "b"}
     with pytest.raises(NoSpace):
         pick(files, node("a"))

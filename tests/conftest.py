@@ -1,0 +1,40 @@
+"""Figures: tests say them, every run prints them, `--evidence NAME` writes them to docs/evidence/NAME.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from aoe_lab import evidence as files
+
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--evidence", metavar="NAME", help="write the figures to docs/evidence/NAME.md")
+
+
+@pytest.fixture
+def evidence(request: pytest.FixtureRequest) -> files.Evidence:
+    figures = request.config.stash.setdefault(_FIGURES, [])
+    test = request.node.name
+
+    def say(sentence: str) -> None:
+        figures.append(f"`{test}`: {sentence}")
+
+    return say
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(_FIGURES, [])
+    counts = {kind: len(terminalreporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
+    verdict = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
+    name = config.getoption("--evidence")
+    if name:
+        command = f"pytest {' '.join(config.invocation_params.args)}"
+        passed = [report.nodeid.rpartition("::")[2] for report in terminalreporter.stats.get("passed", [])]
+        path = files.write(name, command, [*figures, *(f"passed: {one}" for one in passed)], verdict)
+        terminalreporter.write_line(f"written to {path}")
