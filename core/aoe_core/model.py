@@ -190,6 +190,8 @@ class VolumeSpec:
     """The largest size that will do; 0 = any."""
     durability: Durability = Durability.SYNC
     wipe: Wipe = Wipe.ZERO
+    san: SanName | None = None
+    """The SAN it is exported on; None: whichever its storage node and a compute node share."""
     source: Source | None = None
 
 
@@ -206,6 +208,7 @@ class Volume:
     state: VolumeState
     durability: Durability
     wipe: Wipe
+    san: SanName | None = None
     source: Source | None = None
     filesystem: str | None = None
     """The file system the storage node saw on it, once it saw one."""

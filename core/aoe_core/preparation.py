@@ -85,6 +85,9 @@ def prepare(settings: Settings, *, check: bool = False, runner: Runner | None = 
         done.append(f"start {units[0]}")
         if not check:
             _run(runner, ["systemctl", "start", units[0]])
+    elif not check and any("ingress" in file.path for file in differing):
+        # One transaction per interface: the pins of what is staged stay.
+        _run(runner, ["systemctl", "restart", units[0]])
     if not check:
         _load_module(settings, runner, done)
     return Preparation(done=tuple(done), remaining=tuple(remaining))

@@ -92,6 +92,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             limit_bytes=sizes.limit_bytes,
             durability=wanted.durability,
             wipe=wanted.wipe,
+            san=wanted.san,
             source=source,
         )
         with self._locks.hold(f"volume/{volume_id}"):
@@ -337,7 +338,7 @@ def _volume_message(volume: Volume, sans: tuple[SanName, ...]) -> csi.Volume:
     message = csi.Volume(
         volume_id=volume.volume_id,
         capacity_bytes=volume.size_bytes,
-        accessible_topology=topology.volume_topologies(sans),
+        accessible_topology=topology.volume_topologies((volume.san,) if volume.san else sans),
     )
     match volume.source:
         case FromSnapshot(snapshot_id=snapshot_id):

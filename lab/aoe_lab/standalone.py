@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SOCKET = "/run/aoe-csi/csi.sock"
 VOLUME_GROUP = "data"
 THICK, THIN = "thick", "thin"
+THIN_STORAGE = "storage1"
+"""The one with a thin pool, which only exports; the others are thick, offer no snapshots, and attach too."""
 THIN_POOL_BYTES = 3 << 30
 CALL_S = 120.0
 AccessMode = pb.VolumeCapability.AccessMode
@@ -39,8 +41,6 @@ class Tuning:
     rest_s: int = 31
     shelves_per_node: int = 2
     exporter: str = "/usr/sbin/vblade"
-    storage_attaches: bool = False
-    """Whether storage machines serve a node too, for same-host use."""
     extra_storage: str = ""
     extra_compute: str = ""
 
@@ -139,7 +139,7 @@ class Standalone:
         lines = [f'node = "{name}"']
         if storage:
             lines += ["max_volume_bytes = 1099511627776"]
-        lines += [] if not storage or tuning.storage_attaches else ["compute = false"]
+        lines += ["compute = false"] if name == THIN_STORAGE else []
         lines += ["", "[initiator]", f"deadsecs = {tuning.deadsecs}", "stage_s = 20.0", "probe_s = 1.0"]
         lines += ["", "[exports]", f"rest_s = {tuning.rest_s}", f'exporter = "{tuning.exporter}"']
         for index, san in enumerate(self.lab.topology.sans):
@@ -148,7 +148,8 @@ class Standalone:
                 shelf = first + 10 * index
                 lines += [f"shelves = [[{shelf}, {shelf + tuning.shelves_per_node - 1}]]"]
         if storage:
-            for pool in (f'name = "{THICK}"', f'name = "{THIN}"\nthin_pool = "thinpool"'):
+            thin = [f'name = "{THIN}"\nthin_pool = "thinpool"'] if name == THIN_STORAGE else []
+            for pool in (f'name = "{THICK}"', *thin):
                 lines += ["", "[[pool]]", *pool.split("\n"), f'volume_group = "{VOLUME_GROUP}"']
             for node in sorted(self.compute):
                 lines += ["", "[[known_node]]", f'name = "{node}"']
@@ -172,11 +173,11 @@ class Standalone:
         unit = (CHECKOUT / "deploy" / "systemd" / f"{endpoint.unit}.service").read_text()
         machine.run(f"cat > /etc/systemd/system/{endpoint.unit}.service", stdin=unit)
         if _is_storage(machine):
-            machine.run(
-                f"vgs {VOLUME_GROUP} >/dev/null 2>&1 || {{ pvcreate -qq /dev/disk/by-id/virtio-data0"
-                f" && vgcreate -qq {VOLUME_GROUP} /dev/disk/by-id/virtio-data0"
-                f" && lvcreate -qq -y --type thin-pool -L {THIN_POOL_BYTES}b -n thinpool {VOLUME_GROUP}; }}"
-            )
+            disk = "/dev/disk/by-id/virtio-data0"
+            machine.run(f"vgs {VOLUME_GROUP} >/dev/null 2>&1 || vgcreate -qq {VOLUME_GROUP} {disk}")
+        if machine.name == THIN_STORAGE:
+            thin_pool = f"lvcreate -qq -y --type thin-pool -L {THIN_POOL_BYTES}b -n thinpool {VOLUME_GROUP}"
+            machine.run(f"lvs {VOLUME_GROUP}/thinpool >/dev/null 2>&1 || {thin_pool}")
         machine.run(["aoe-csi", "prepare-host"], timeout_s=180)
         machine.run(
             [

@@ -30,6 +30,7 @@ from aoe_core.model import (
     VolumeSpec,
 )
 from aoe_core.units import MIB
+from aoe_lab.evidence import Evidence
 
 VOLUME = VolumeId("vol")
 COPY = VolumeId("copy")
@@ -286,7 +287,7 @@ def cases() -> Iterator[ParameterSet]:
 
 
 @pytest.mark.parametrize(("life", "position"), list(cases()))
-def test_an_operation_killed_anywhere_converges(life: Life, position: int, count_boundaries: dict[str, int]) -> None:
+def test_an_operation_killed_anywhere_converges(life: Life, position: int, evidence: Evidence) -> None:
     total = boundaries(life, position)
     for boundary in range(1, total + 1):
         for death in DEATHS:
@@ -299,7 +300,4 @@ def test_an_operation_killed_anywhere_converges(life: Life, position: int, count
                         f"{death.__name__} at boundary {boundary} of {total} of {life.operations[position].name}, {way}"
                     )
                     raise
-    count_boundaries[f"boundaries of {life.name}: {life.operations[position].name}"] = total
-    count_boundaries["lives with one death each"] = count_boundaries.get(
-        "lives with one death each", 0
-    ) + total * 2 * len(DEATHS)
+    evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from aoe_core.errors import Invalid
+from aoe_core.errors import CommandFailed
 from aoe_core.host.contracts import RecordFiles
 from aoe_core.model import AccessMode, Address, Attachment, Mac, VolumeId
 
@@ -63,13 +63,13 @@ class StageRecords:
         self._files = files
 
     def all(self) -> tuple[StageRecord, ...]:
-        """Return every record. Raises: Invalid naming the file that cannot be read as one."""
+        """Return every record. Raises: CommandFailed naming the file that cannot be read as one."""
         records = []
         for name, text in sorted(self._files.read_all().items()):
             try:
                 records.append(msgspec.json.decode(text, type=StageRecord))
             except msgspec.MsgspecError as error:
-                raise Invalid(
+                raise CommandFailed(
                     f"stage record {name!r} is damaged ({error}); find out what the volume holds mounted, "
                     "unmount it, then remove the file"
                 ) from error

@@ -39,8 +39,13 @@ class FakeRecordFiles:
     def __init__(self, process: "Process", directory: str) -> None:
         self._process = process
         self._directory = directory
+        self._read = False
 
     def read_all(self) -> dict[str, str]:
+        if not self._read:
+            # Whoever wrote what is there may have died between rename and sync.
+            self._sync(f"records {self._directory}")
+            self._read = True
         with self._process.reading() as machine:
             return dict(machine.record_directory(self._directory).seen)
 

@@ -41,7 +41,9 @@ class RecordFiles(Protocol):
     """A directory of small text files, each written whole: after a power cut a file is the old one or the new one."""
 
     def read_all(self) -> dict[str, str]:
-        """Return name → text of every record. Half-written leftovers are not records."""
+        """Return name → text of every record. Half-written leftovers are not records. What is returned survives a
+        power cut, also when its writer died between the rename and the fsync of the directory: so the first read of
+        each instance syncs the directory."""
 
     def write(self, name: str, text: str) -> None:
         """Replace or create a record; it survives a power cut once this returns (file and directory are fsynced)."""

@@ -187,8 +187,12 @@ class ExportFiles:
         self._files = files
 
     def all(self) -> tuple[ExportFile, ...]:
-        """Return every export file. Raises: Invalid for a damaged one: guessing here could put two on one address."""
-        return tuple(ExportFile.parse(name, text) for name, text in sorted(self._files.read_all().items()))
+        """Return every export file. Raises: CommandFailed for a damaged one: guessing could put two on one address."""
+        try:
+            return tuple(ExportFile.parse(name, text) for name, text in sorted(self._files.read_all().items()))
+        except Invalid as error:
+            # Not the caller's fault: whoever asked for whatever cannot be answered until the file is mended.
+            raise CommandFailed(str(error)) from error
 
     def put(self, export: ExportFile) -> None:
         """Write an export file durably."""

@@ -1,8 +1,12 @@
-"""Doing what was planned, one action after the other. Dull on purpose: no decision is taken here."""
+"""Doing what was planned, one action after the other. Dull on purpose: no decision is taken here.
+
+Once one action is done, a failure of a later one is no longer final: an orchestrator that took it for final would leave
+what was made behind. So it is raised as Unfinished, and the same call again carries on.
+"""
 
 from collections.abc import Callable, Iterable
 
-from aoe_core.errors import Unfinished
+from aoe_core.errors import AoECsiError, Busy, Unfinished, Unreachable
 from aoe_core.volumes.actions import (
     Action,
     ActivateLv,
@@ -24,9 +28,19 @@ from aoe_core.volumes.host import StorageHost
 
 
 def apply(host: StorageHost, actions: Iterable[Action], progress: Callable[[Action], None] | None = None) -> None:
-    """Do the actions in order, calling `progress` after each. Stops at the first error, which is the host's own."""
-    for action in actions:
-        _apply_one(host, action)
+    """Do the actions in order, calling `progress` after each. Stops at the first error.
+
+    Raises: the host's own error when nothing was changed before it; else Unfinished, Busy or Unreachable.
+    """
+    for done, action in enumerate(actions):
+        try:
+            _apply_one(host, action)
+        except (Busy, Unfinished, Unreachable):
+            raise
+        except AoECsiError as error:
+            if done == 0:
+                raise
+            raise Unfinished(f"stopped after {done} of its steps: {error}") from error
         if progress is not None:
             progress(action)
 

@@ -6,6 +6,8 @@ serialised by the caller (the CSI servicer's locks, the operator's per-object qu
 side by side and meet only in the allocation of addresses.
 """
 
+import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -29,6 +31,7 @@ from aoe_core.host.blocks import HostBlockDevices
 from aoe_core.host.contracts import LogicalVolume, LvmReport
 from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former, HostExportUnits
 from aoe_core.host.files import DurableFiles
+from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.runner import HostRunner
 from aoe_core.model import (
@@ -56,7 +59,16 @@ from aoe_core.model import (
 )
 from aoe_core.settings import Pool, San, Settings
 from aoe_core.volumes import addresses, grants, plan, pools, tags
-from aoe_core.volumes.actions import Action, ActivateLv, CopyRange, DropExport, RetagLv, StartExport, StopExport
+from aoe_core.volumes.actions import (
+    Action,
+    ActivateLv,
+    CopyRange,
+    DropExport,
+    RenameLv,
+    RetagLv,
+    StartExport,
+    StopExport,
+)
 from aoe_core.volumes.apply import apply
 from aoe_core.volumes.host import StorageHost
 from aoe_core.volumes.inspection import Inspection, inspect
@@ -65,6 +77,9 @@ from aoe_core.volumes.jobs import JobBoard
 log = logging.getLogger(__name__)
 
 FILESYSTEMS = frozenset({"ext4", "xfs"})
+
+_TEND_S = 30.0
+"""Between two looks at the ingress rules."""
 
 _COPY_WAIT_S = 20.0
 """How long a CreateVolume call waits for its copy before it answers "still copying"."""
@@ -77,6 +92,7 @@ class Engine:
         self._settings = settings
         self._host = host
         self._jobs = jobs or JobBoard()
+        self._stop = threading.Event()
         self._allocation = threading.Lock()
         self._copied: dict[VolumeId, VolumeId] = {}
         """Copy → thick volume being read for it; guarded by the allocation lock, as new grants are."""
@@ -114,7 +130,10 @@ class Engine:
 
     def get_volume(self, volume_id: VolumeId) -> VolumeStatus:
         """Return a ready volume and its grants."""
-        found = self._find_volume(self._host.lvm.report(), volume_id)
+        report = self._host.lvm.report()
+        found = self._find_volume(report, volume_id)
+        if found is None:
+            self._require_whole_view(report, f"volume {volume_id}")
         volume = plan.require_found(found[0] if found else None, volume_id)
         return VolumeStatus(volume=volume, grants=tuple(file.grant for file in self._held(volume_id)))
 
@@ -133,8 +152,10 @@ class Engine:
 
     def get_snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
         """Return a snapshot."""
-        found = self._find_snapshot(self._host.lvm.report(), snapshot_id)
+        report = self._host.lvm.report()
+        found = self._find_snapshot(report, snapshot_id)
         if found is None:
+            self._require_whole_view(report, f"snapshot {snapshot_id}")
             raise NotFound(f"snapshot {snapshot_id} does not exist on this machine")
         return found[0]
 
@@ -184,6 +205,7 @@ class Engine:
             state=VolumeState.READY,
             durability=spec.durability,
             wipe=spec.wipe,
+            san=spec.san,
             source=spec.source,
             filesystem=source.filesystem if source else None,
         )
@@ -199,6 +221,7 @@ class Engine:
                     f"volume {volume_id} is lost (no logical volume) and still published to "
                     f"{', '.join(sorted({file.node for file in held}))}; unpublish it first"
                 )
+            self._require_whole_view(report, f"volume {volume_id}")
             return
         volume, lv = found
         copies = [one for one, _ in self._volumes(report) if _is_copying_from(one, volume_id)]
@@ -206,25 +229,27 @@ class Engine:
         if lv.active and self._host.blocks.open_count(lv.path) > 0:
             raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
         apply(self._host, actions)
-        self.wipe_deleted()
+        for action in actions:
+            if isinstance(action, RenameLv):
+                self._wipe(replace(volume, state=VolumeState.DELETING), replace(lv, name=action.new_name))
 
     def wipe_deleted(self) -> None:
         """Start to wipe every deleted volume that is not being wiped yet."""
         report = self._host.lvm.report()
         for volume, lv in self._volumes(report):
-            if volume.state is not VolumeState.DELETING or not lv.name.startswith("d-"):
-                continue
-            actions = plan.plan_wipe(volume, lv)
-            try:
-                self._jobs.run(
-                    f"wipe/{lv.vg}/{lv.name}",
-                    f"wiping deleted volume {volume.volume_id}",
-                    len(actions),
-                    self._work(actions),
-                    wait_s=0,
-                )
-            except Unfinished:
-                continue  # It runs; nobody waits for it.
+            if volume.state is VolumeState.DELETING and lv.name.startswith("d-"):
+                self._wipe(volume, lv)
+
+    def _wipe(self, volume: Volume, lv: LogicalVolume) -> None:
+        actions = plan.plan_wipe(volume, lv)
+        with contextlib.suppress(Unfinished):  # It runs; nobody waits for it.
+            self._jobs.run(
+                f"wipe/{lv.vg}/{lv.name}",
+                f"wiping deleted volume {volume.volume_id}",
+                len(actions),
+                self._work(actions),
+                wait_s=0,
+            )
 
     def expand_volume(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> Volume:
         """Grow a volume and restart its exports."""
@@ -267,9 +292,12 @@ class Engine:
 
     def delete_snapshot(self, snapshot_id: SnapshotId) -> None:
         """Remove a snapshot."""
-        found = self._find_snapshot(self._host.lvm.report(), snapshot_id)
-        if found is not None:
-            apply(self._host, plan.plan_delete_snapshot(found[1]))
+        report = self._host.lvm.report()
+        found = self._find_snapshot(report, snapshot_id)
+        if found is None:
+            self._require_whole_view(report, f"snapshot {snapshot_id}")
+            return
+        apply(self._host, plan.plan_delete_snapshot(found[1]))
 
     # --- grants -------------------------------------------------------------------------------------------------
 
@@ -342,20 +370,31 @@ class Engine:
                 self._try((StartExport(address=wanted),))
         self._try_wipes()
 
+    def tend(self) -> None:
+        """Put back ingress rules that somebody flushed: masks and configuration stay out of others' reach."""
+        if self._host.ingress is not None:
+            self._host.ingress.ensure([san.interface for san in self._settings.san])
+
     def start_background(self) -> None:
-        """Recover, without holding up whoever starts the server."""
-        threading.Thread(target=self._recover_logged, name="recover", daemon=True).start()
+        """Recover, without holding up whoever starts the server, and tend from then on."""
+        threading.Thread(target=self._tend_for_ever, name="engine", daemon=True).start()
 
     def stop_background(self) -> None:
-        """Do nothing: jobs may be cut at any time and are found again at the next start."""
+        """Stop tending. Jobs may be cut at any time and are found again at the next start."""
+        self._stop.set()
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _recover_logged(self) -> None:
-        try:
-            self.recover()
-        except AoECsiError as error:
-            log.error("recovery is not complete", extra={"error": str(error)})
+    def _tend_for_ever(self) -> None:
+        for work in itertools.chain([self.recover], itertools.repeat(self.tend)):
+            try:
+                work()
+            except AoECsiError as error:
+                log.error("background work failed", extra={"error": str(error)})
+            except Exception:
+                log.exception("background work failed")
+            if self._stop.wait(_TEND_S):
+                return
 
     def _try(self, actions: tuple[Action, ...]) -> None:
         try:
@@ -421,8 +460,8 @@ class Engine:
         volume, _ = found
         if volume.state is not VolumeState.NEW:
             return False
-        wanted = (spec.size_bytes, spec.pool, spec.durability, spec.wipe, spec.source)
-        return (volume.size_bytes, volume.pool, volume.durability, volume.wipe, volume.source) == wanted
+        wanted = (spec.size_bytes, spec.pool, spec.durability, spec.wipe, spec.san, spec.source)
+        return (volume.size_bytes, volume.pool, volume.durability, volume.wipe, volume.san, volume.source) == wanted
 
     def _source(self, report: LvmReport, spec: VolumeSpec) -> tuple[Volume | Snapshot | None, LogicalVolume | None]:
         if spec.source is None:
@@ -431,6 +470,7 @@ class Engine:
         if isinstance(spec.source, FromSnapshot):
             snapshot = self._find_snapshot(report, spec.source.snapshot_id)
             if snapshot is None:
+                self._require_whole_view(report, plan.source_words(spec.source))
                 raise NotFound(f"{plan.source_words(spec.source)}, source of {spec.volume_id}, does not exist")
             source, lv = snapshot
         else:
@@ -469,7 +509,7 @@ class Engine:
         former: tuple[Former, ...] = ()
         macs: tuple[Mac, ...] = ()
         if node.name != self._settings.node:
-            san = self._shared_san(node)
+            san = self._shared_san(node, volume.san)
             macs = node.macs_on(SanName(san.name))
             address, former = addresses.choose(
                 san.shelves,
@@ -521,8 +561,8 @@ class Engine:
         apply(self._host, (reserve,))
         return fresh, tuple(start)
 
-    def _shared_san(self, node: NodeIdentity) -> San:
-        ours = [san for san in self._settings.san if san.shelves]
+    def _shared_san(self, node: NodeIdentity, wanted: SanName | None) -> San:
+        ours = [san for san in self._settings.san if san.shelves and wanted in (None, san.name)]
         for san in ours:
             macs = node.macs_on(SanName(san.name))
             if len(macs) > MAX_MASK_MACS:
@@ -605,9 +645,22 @@ class Engine:
                     f"volume {volume_id} is lost: published to {file.node}, but {file.device} is not there; "
                     "bring its disks back, it will not be made anew"
                 )
+            self._require_whole_view(report, f"volume {volume_id}")
         plan.require_found(found[0] if found else None, volume_id)
         assert found is not None
         return found
+
+    def _require_whole_view(self, report: LvmReport, what: str) -> None:
+        """Check that every pool is in sight, so that what is not found is absent and not merely out of sight.
+
+        Raises: Unreachable naming the pool that is not.
+        """
+        for pool in self._settings.pool:
+            if not pools.is_in_sight(pool, report):
+                raise Unreachable(
+                    f"{what} is not in sight, and neither is pool {pool.name!r}, which may hold it: "
+                    f"{pools.find_problem(pool, report)}"
+                )
 
     def _find_volume(self, report: LvmReport, volume_id: VolumeId) -> tuple[Volume, LogicalVolume] | None:
         name = tags.volume_lv_name(volume_id)
@@ -651,6 +704,7 @@ def open_engine(settings: Settings) -> Engine:
         blocks=HostBlockDevices(runner),
         export_files=ExportFiles(DurableFiles(Path(settings.state_directory) / "exports")),
         export_units=HostExportUnits(runner),
+        ingress=NftIngressRules(runner),
         interface_mac=_interface_mac,
         now_s=lambda: int(time.time()),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aoe_core.host.contracts import BlockDevices, ExportUnits, Lvm
+from aoe_core.host.contracts import BlockDevices, ExportUnits, IngressRules, Lvm
 from aoe_core.host.exports import ExportFiles
 from aoe_core.model import Mac
 
@@ -16,6 +16,8 @@ class StorageHost:
     blocks: BlockDevices
     export_files: ExportFiles
     export_units: ExportUnits
+    ingress: IngressRules | None = None
+    """The SAN interfaces' rules; None where somebody else sees to them."""
     interface_mac: Callable[[str], Mac | None]
     """The MAC address of a network interface, None when there is no such interface."""
     now_s: Callable[[], int]

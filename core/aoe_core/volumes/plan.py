@@ -59,6 +59,7 @@ def require_same(volume: Volume, spec: VolumeSpec) -> None:
             ("its pool", volume.pool, spec.pool),
             ("its durability", volume.durability.value, spec.durability.value),
             ("its wipe", volume.wipe.value, spec.wipe.value),
+            ("its SAN", volume.san or "any", spec.san or "any"),
             ("its source", source_words(volume.source), source_words(spec.source)),
         )
         if have != want

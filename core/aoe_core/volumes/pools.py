@@ -68,6 +68,14 @@ def find_problem(pool: settings.Pool, report: LvmReport) -> str | None:
     return None
 
 
+def is_in_sight(pool: settings.Pool, report: LvmReport) -> bool:
+    """Say whether LVM shows what the pool holds; a pool that cannot be used may still be in sight."""
+    group = next((one for one in report.groups if one.name == pool.volume_group), None)
+    if group is None or group.foreign:
+        return False
+    return not pool.thin_pool or _thin_pool(pool, report) is not None
+
+
 def view(pool: settings.Pool, report: LvmReport) -> PoolView:
     """Return a pool that can be used. Raises: Unreachable saying why it cannot."""
     problem = find_problem(pool, report)

@@ -10,6 +10,7 @@ from aoe_core.model import (
     FromSnapshot,
     FromVolume,
     PoolName,
+    SanName,
     Snapshot,
     SnapshotId,
     Source,
@@ -49,6 +50,8 @@ def of_volume(spec: VolumeSpec, size_bytes: int, state: VolumeState, filesystem:
         _tag("wipe", spec.wipe.value),
         state_tag(state),
     }
+    if spec.san:
+        tags.add(_tag("san", spec.san))
     match spec.source:
         case FromSnapshot(snapshot_id=snapshot_id):
             tags.add(_tag("from-snapshot", snapshot_id))
@@ -109,6 +112,7 @@ def read_volume(lv: LogicalVolume, pool: PoolName) -> Volume | None:
             state=VolumeState(values["state"]),
             durability=Durability(values["durability"]),
             wipe=Wipe(values["wipe"]),
+            san=SanName(values["san"]) if "san" in values else None,
             source=source,
             filesystem=values.get("fs"),
         )
