@@ -7,9 +7,10 @@ One lab is one network namespace and one directory of state; see docs/lab.md.
 """
 
 from aoe_lab.disks import DiskServer
+from aoe_lab.emulator import MachineState
 from aoe_lab.errors import BootFailed, CommandFailed, CommandTimedOut, LabError, MachineUnreachable
 from aoe_lab.lab import Lab
-from aoe_lab.machine import Machine, MachineState
+from aoe_lab.machine import Machine
 from aoe_lab.process import Finished
 from aoe_lab.remote_process import RemoteProcess
 from aoe_lab.topology import DataDisk, Topology

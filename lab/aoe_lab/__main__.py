@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from aoe_lab import progress
+from aoe_lab.emulator import MachineState
 from aoe_lab.errors import LabError
 from aoe_lab.lab import Lab, default_name, end, is_running
-from aoe_lab.machine import MachineState
 from aoe_lab.topology import Topology
 
 if TYPE_CHECKING:

@@ -103,10 +103,6 @@ class Lab:
         machines = tuple(Machine.load(spec, _place(name) / spec.name, network.enter) for spec in topology.machines())
         return cls(name=name, topology=topology, network=network, machines=machines, _watcher=watcher)
 
-    @property
-    def sans(self) -> tuple[str, ...]:
-        return self.topology.sans
-
     def machine(self, name: str) -> Machine:
         for machine in self.machines:
             if machine.name == name:

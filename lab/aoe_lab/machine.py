@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-from aoe_lab import process, qmp, source_tree
+from aoe_lab import process, source_tree
 from aoe_lab.console import Console
 from aoe_lab.disks import DiskServer
-from aoe_lab.errors import BootFailed, LabError, MachineUnreachable
+from aoe_lab.emulator import Emulator, MachineState
+from aoe_lab.errors import BootFailed, CommandTimedOut, LabError, MachineUnreachable
 from aoe_lab.remote_process import RemoteProcess
 from aoe_lab.ssh import Connection
 
@@ -27,31 +28,24 @@ if TYPE_CHECKING:
     from aoe_lab.topology import MachineSpec
 
 BOOT_TIMEOUT_S = 300.0
-
-
-class MachineState(StrEnum):
-    """What the emulator does; a machine that is RUNNING may still be booting."""
-
-    RUNNING = "running"
-    PAUSED = "paused"
-    OFF = "off"
+SIGN_OF_LIFE_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Machine:
-    """A machine whose directory is `place`; `argv` starts its emulator, `enter` leads into the lab's network."""
+    """A machine whose directory is `place`; `enter` leads into the lab's network."""
 
     spec: MachineSpec
     place: Path
     enter: tuple[str, ...]
-    argv: tuple[str, ...]
-    _forwards: list[Callable[[], object]] = field(default_factory=list)
+    emulator: Emulator
+    _forwards: dict[str, Callable[[], object]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, spec: MachineSpec, place: Path, enter: tuple[str, ...]) -> Self:
         """Return the machine whose directory was made by `lab.Lab.start`."""
-        argv = tuple(json.loads((place / "qemu.json").read_text()))
-        return cls(spec=spec, place=place, enter=enter, argv=argv)
+        argv = (*enter, *json.loads((place / "qemu.json").read_text()))
+        return cls(spec=spec, place=place, enter=enter, emulator=Emulator(place=place, argv=argv))
 
     @property
     def name(self) -> str:
@@ -88,10 +82,9 @@ class Machine:
         for disk in self.disks:
             disk.start(self.enter)
         for san in self.spec.sans:
-            self._pulled_mark(san).unlink(missing_ok=True)
             self._netem_mark(san).unlink(missing_ok=True)
         self.console.mark_boot()
-        process.run([*self.enter, *self.argv], timeout_s=30, where=self.name)  # It goes into the background by itself.
+        self.emulator.start()
 
     def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again."""
@@ -99,17 +92,17 @@ class Machine:
         while self.console.ready_boot_id() is None:
             if time.monotonic() > end:
                 raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
-            if self._emulator_pid() is None:
+            if self.emulator.pid() is None:
                 raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
             time.sleep(0.05)
         self._connection.open()
-        for forward in self._forwards:
+        for forward in self._forwards.values():
             forward()
 
     def power_cut(self) -> None:
         """End the machine without warning; its disks lose what they had not written. Nothing to do if it is off."""
         pids = [pid for disk in self.disks for pid in disk.pids()]
-        if (emulator := self._emulator_pid()) is not None:
+        if (emulator := self.emulator.pid()) is not None:
             pids.append(emulator)
         process.kill(pids)
         self._connection.close()
@@ -117,26 +110,21 @@ class Machine:
     def reboot(self) -> None:
         """Have the machine shut down and start again by itself, and wait until it is ready."""
         self.console.mark_boot()
-        self.run("systemctl --no-block reboot", check=False)
+        with suppress(MachineUnreachable):  # The connection may end before the answer.
+            self.run("systemctl --no-block reboot")
         self.wait_ready()
 
     def pause(self) -> None:
         """Stop the machine's processors, as an overloaded or suspended host does."""
-        self._qmp("stop")
+        self.emulator.pause()
 
     def resume(self) -> None:
         """Let a paused machine run on, and set its clock, which stood still."""
-        self._qmp("cont")
+        self.emulator.resume()
         self.run(f"date --utc --set=@{time.time():.3f}")
 
     def state(self) -> MachineState:
-        if self._emulator_pid() is None:
-            return MachineState.OFF
-        try:
-            status = self._qmp("query-status")["status"]
-        except MachineUnreachable:
-            return MachineState.OFF
-        return MachineState.PAUSED if status == "paused" else MachineState.RUNNING
+        return self.emulator.state()
 
     def heal(self) -> None:
         """Bring the machine back to a sound state: booted, running, connected, links up, nothing delayed or failing."""
@@ -144,9 +132,7 @@ class Machine:
             disk.fail_flushes(False)
         state = self.state()
         if state is MachineState.OFF:
-            self.power_cut()  # Its disk servers may have outlived the emulator.
-            self.boot()
-            self.wait_ready()
+            self._start_afresh()
             return
         for san in self.spec.sans:
             self.link_up(san)
@@ -154,9 +140,18 @@ class Machine:
             self.resume()
         if not self._connection.is_open():
             self.wait_ready()
+        try:
+            self.run("true", timeout_s=SIGN_OF_LIFE_TIMEOUT_S)
+        except (CommandTimedOut, MachineUnreachable):
+            self._start_afresh()
         for san in self.spec.sans:
             if self._netem_mark(san).exists():
                 self.netem(san)
+
+    def _start_afresh(self) -> None:
+        self.power_cut()  # Even if it is off: its disk servers may have outlived the emulator.
+        self.boot()
+        self.wait_ready()
 
     # --- network
 
@@ -190,15 +185,11 @@ class Machine:
 
     def link_is_up(self, san: str) -> bool:
         """Tell whether the cable is plugged, as `link_down` and `link_up` of any process left it."""
-        return not self._pulled_mark(san).exists()
+        return self.emulator.link_is_up(san)
 
     def _set_link(self, san: str, *, up: bool) -> None:
         self.san_interface(san)  # Refuses a SAN the machine is not on.
-        self._qmp("set_link", name=f"san-{san}", up=up)
-        if up:
-            self._pulled_mark(san).unlink(missing_ok=True)
-        else:
-            self._pulled_mark(san).touch()
+        self.emulator.set_link(san, up=up)
 
     # --- inside
 
@@ -235,12 +226,12 @@ class Machine:
 
     def forward_from(self, remote_socket: str) -> Path:
         """Return a local unix socket that leads to one on the machine; renewed by every `wait_ready`."""
-        self._forwards.append(lambda: self._connection.forward_from(remote_socket))
+        self._forwards[f"from {remote_socket}"] = lambda: self._connection.forward_from(remote_socket)
         return self._connection.forward_from(remote_socket)
 
     def forward_to(self, local_socket: Path, remote_socket: str) -> None:
         """Make a unix socket on the machine lead to a local one; renewed by every `wait_ready`."""
-        self._forwards.append(lambda: self._connection.forward_to(local_socket, remote_socket))
+        self._forwards[f"to {remote_socket}"] = lambda: self._connection.forward_to(local_socket, remote_socket)
         self._connection.forward_to(local_socket, remote_socket)
 
     def boot_id(self) -> str:
@@ -249,19 +240,8 @@ class Machine:
     def console_tail(self, lines: int = 40) -> str:
         return self.console.tail(lines)
 
-    def _pulled_mark(self, san: str) -> Path:
-        return self.place / f"pulled-{san}"
-
     def _netem_mark(self, san: str) -> Path:
         return self.place / f"netem-{san}"
-
-    def _emulator_pid(self) -> int | None:
-        pid = process.read_pid(self.place / "qemu.pid")
-        return pid if pid is not None and process.is_running(pid, mark=str(self.place)) else None
-
-    def _qmp(self, command: str, **arguments: object) -> dict[str, object]:
-        answer = qmp.execute(self.place / "qmp.sock", command, **arguments)
-        return dict(answer)
 
 
 def disk_servers(spec: MachineSpec, place: Path) -> tuple[DiskServer, ...]:

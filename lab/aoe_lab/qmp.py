@@ -32,7 +32,9 @@ def execute(path: Path, command: str, **arguments: object) -> Any:
                 _ask(stream, {"execute": "qmp_capabilities"})
                 answer = _ask(stream, {"execute": command, "arguments": arguments})
         except (OSError, ValueError) as error:
-            raise MachineUnreachable(f"{path}: the emulator does not answer ({error}); boot the machine") from error
+            raise MachineUnreachable(
+                f"{path}: the emulator does not answer ({error}): cut the power and boot it"
+            ) from error
     if "error" in answer:
         raise LabError(f"{path}: {command} refused: {answer['error'].get('desc')}")
     return answer["return"]

@@ -7,6 +7,8 @@ from typing import Self
 
 from aoe_lab.machine import Machine
 
+STUCK_S = 120.0
+
 _number = 0
 
 
@@ -36,7 +38,8 @@ class Writer:
         if self._last < 0:
             self._machine.run(["pkill", "-KILL", "-f", f"sequence write {self._path} {self._salt} "], check=False)
             self._last = self._read()
-            self._process.stop()
+            # A write whose target is silent keeps the process until aoe_deadsecs have passed.
+            self._process.stop(timeout_s=STUCK_S)
 
     def acknowledged(self) -> int:
         """Return the number of the newest acknowledged write, -1 before the first."""

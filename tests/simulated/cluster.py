@@ -119,6 +119,7 @@ class Cluster:
         if not self._processes[self.storage.name].alive:
             self.engine = self._start_engine()
             self.persist("recovery", self.engine.recover)
+            self.persist("tending", self.engine.tend)
         for name in COMPUTE_NODES:
             if not self._processes[name].alive:
                 self.attachers[name] = self._start_attacher(name)

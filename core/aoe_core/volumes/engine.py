@@ -371,9 +371,13 @@ class Engine:
         self._try_wipes()
 
     def tend(self) -> None:
-        """Put back ingress rules that somebody flushed: masks and configuration stay out of others' reach."""
+        """Put back ingress rules that somebody flushed, and go on with wipes that were stopped.
+
+        Raises: whatever stopped it; the next round tries again.
+        """
         if self._host.ingress is not None:
             self._host.ingress.ensure([san.interface for san in self._settings.san])
+        self.wipe_deleted()
 
     def start_background(self) -> None:
         """Recover, without holding up whoever starts the server, and tend from then on."""

@@ -193,6 +193,13 @@ def plan_expand(
         require_room(pool, device_bytes - lv.size_bytes, f"volume {volume.volume_id}")
         actions.append(ExtendLv(vg=lv.vg, name=lv.name, size_bytes=device_bytes))
     if size_bytes > volume.size_bytes:
+        if pool.thin is None:
+            # The new end may show what a former owner of the extents left there. The size's tag, written next, says
+            # that this is done; until then nobody was promised the new part.
+            start_bytes = max(pool.device_bytes(volume.size_bytes), device_bytes - ENDS_BYTES)
+            if start_bytes < device_bytes:
+                length_bytes = device_bytes - start_bytes
+                actions.append(ZeroRange(path=lv.path, offset_bytes=start_bytes, length_bytes=length_bytes))
         actions.append(
             RetagLv(
                 vg=lv.vg,

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -10,6 +11,8 @@ import pytest
 from aoe_lab import Lab
 from aoe_lab.standalone import Standalone, Tuning, Workload
 
+_RUN = f"{int(time.time()) & 0xFFFFF:x}"
+"""Tells this run's volumes from those that an earlier one on the same machines may have left behind."""
 _numbers = itertools.count(1)
 
 
@@ -40,7 +43,7 @@ def workload(cluster: Standalone, request: pytest.FixtureRequest) -> Iterator[Ca
     stem = request.node.name.removeprefix("test_").replace("_", "-").partition("[")[0][:24].strip("-")
 
     def make(**more: object) -> Workload:
-        one = Workload(cluster=cluster, name=f"{stem}-{next(_numbers)}", **more)  # type: ignore[arg-type]
+        one = Workload(cluster=cluster, name=f"{stem}-{_RUN}-{next(_numbers)}", **more)  # type: ignore[arg-type]
         made.append(one)
         return one
 

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import grpc
@@ -14,8 +15,9 @@ from aoe_lab.verifying import Writer
 SIZE_BYTES = 32 << 20
 
 
-def freeze_with_writes_in_flight(cluster: Standalone, volume: Workload) -> Writer:
-    """Write from compute1 and take the machine away in the middle: its export dies first, so frames are unanswered."""
+@contextmanager
+def frozen_with_writes_in_flight(cluster: Standalone, volume: Workload) -> Iterator[None]:
+    """Write from compute1 and take the machine away in the middle: its export stops first, so frames are unanswered."""
     storage, compute1 = cluster.storage["storage1"].machine, cluster.compute["compute1"].machine
     writer = Writer(compute1, volume.target_path, salt="old", blocks=SIZE_BYTES // 4096)
     writer.await_acknowledged(50)
@@ -23,7 +25,11 @@ def freeze_with_writes_in_flight(cluster: Standalone, volume: Workload) -> Write
     storage.run(["systemctl", "kill", "--signal=STOP", f"aoe-csi-export@{shelf_slot}"])
     time.sleep(1)
     compute1.pause()
-    return writer
+    try:
+        yield
+    finally:
+        compute1.resume()
+        writer.stop()
 
 
 def test_a_fenced_nodes_writes_never_land(cluster: Standalone, workload: Callable[..., Workload]) -> None:
@@ -37,24 +43,26 @@ def test_a_fenced_nodes_writes_never_land(cluster: Standalone, workload: Callabl
     volume.attach("compute1")
     node1 = cluster.node_id("compute1")
     first_address = volume.context["compute1"]["address"]
-    freeze_with_writes_in_flight(cluster, volume)
-    shelf_slot = first_address[1:]
-    storage.run(["systemctl", "kill", "--signal=CONT", f"aoe-csi-export@{shelf_slot}"])
+    with frozen_with_writes_in_flight(cluster, volume):
+        shelf_slot = first_address[1:]
+        storage.run(["systemctl", "kill", "--signal=CONT", f"aoe-csi-export@{shelf_slot}"])
 
-    # Revoking needs nothing from the frozen node.
-    volume.unpublish_by_id(node1)
-    target = volume.attach("compute2")
-    assert volume.context["compute2"]["address"] != first_address
-    compute2.run(f"tr '\\0' 'B' < /dev/zero | dd of={target} bs=1M count=32 iflag=fullblock oflag=direct status=none")
-    volume.detach("compute2")
-    fresh = volume.publish_by_id(node1)
-    assert fresh["address"] not in (first_address, volume.context["compute2"]["address"])
+        # Revoking needs nothing from the frozen node.
+        volume.unpublish_by_id(node1)
+        target = volume.attach("compute2")
+        assert volume.context["compute2"]["address"] != first_address
+        compute2.run(
+            f"tr '\\0' 'B' < /dev/zero | dd of={target} bs=1M count=32 iflag=fullblock oflag=direct status=none"
+        )
+        volume.detach("compute2")
+        fresh = volume.publish_by_id(node1)
+        assert fresh["address"] not in (first_address, volume.context["compute2"]["address"])
 
-    compute1.resume()
-    time.sleep(8)  # Long enough for several retransmissions (aoe_maxout starts below a second).
-    device = f"/dev/data/v-{volume.volume_id}"
-    differing = storage.run(f"tr -d 'B' < {device} | wc -c", timeout_s=120).stdout.strip()
-    assert differing == "0", f"{differing} bytes of the fenced node's writes landed"
+        compute1.resume()
+        time.sleep(8)  # Long enough for several retransmissions (aoe_maxout starts below a second).
+        device = f"/dev/data/v-{volume.volume_id}"
+        differing = storage.run(f"tr -d 'B' < {device} | wc -c", timeout_s=120).stdout.strip()
+        assert differing == "0", f"{differing} bytes of the fenced node's writes landed"
 
 
 def test_control_reusing_the_address_lets_old_writes_land(
@@ -67,22 +75,24 @@ def test_control_reusing_the_address_lets_old_writes_land(
     volume.attach("compute1")
     node1 = cluster.node_id("compute1")
     shelf, slot = volume.context["compute1"]["address"][1:].split(".")
-    freeze_with_writes_in_flight(cluster, volume)
-    storage.run(["systemctl", "kill", "--signal=KILL", f"aoe-csi-export@{shelf}.{slot}"], check=False)
-    volume.unpublish_by_id(node1)
-    device = f"/dev/data/v-{volume.volume_id}"
-    storage.run(f"tr '\\0' 'B' < /dev/zero | dd of={device} bs=1M count=32 iflag=fullblock oflag=direct status=none")
-    serial, interface = volume.context["compute1"]["serial"], storage.san_interface("main")
-    reused = storage.spawn(
-        f"unshare --uts sh -c 'hostname {serial}; exec vblade -s -m {compute1.san_mac('main')} {shelf} {slot} "
-        f"{interface} {device}'"
-    )
-    compute1.resume()
-    time.sleep(8)
-    landed = int(storage.run(f"tr -d 'B' < {device} | wc -c", timeout_s=120).stdout)
-    reused.stop()
-    assert landed > 0, "no old write landed, so this bed cannot show the harm"
-    evidence(f"control: {landed} bytes of a fenced node's writes landed on the reused address")
+    with frozen_with_writes_in_flight(cluster, volume):
+        storage.run(["systemctl", "kill", "--signal=KILL", f"aoe-csi-export@{shelf}.{slot}"], check=False)
+        volume.unpublish_by_id(node1)
+        device = f"/dev/data/v-{volume.volume_id}"
+        storage.run(
+            f"tr '\\0' 'B' < /dev/zero | dd of={device} bs=1M count=32 iflag=fullblock oflag=direct status=none"
+        )
+        serial, interface = volume.context["compute1"]["serial"], storage.san_interface("main")
+        reused = storage.spawn(
+            f"unshare --uts sh -c 'hostname {serial}; exec vblade -s -m {compute1.san_mac('main')} {shelf} {slot} "
+            f"{interface} {device}'"
+        )
+        compute1.resume()
+        time.sleep(8)
+        landed = int(storage.run(f"tr -d 'B' < {device} | wc -c", timeout_s=120).stdout)
+        reused.stop()
+        assert landed > 0, "no old write landed, so this bed cannot show the harm"
+        evidence(f"control: {landed} bytes of a fenced node's writes landed on the reused address")
 
 
 def test_fifty_volumes_at_once_get_fifty_addresses(cluster: Standalone) -> None:

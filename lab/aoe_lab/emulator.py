@@ -1,0 +1,80 @@
+"""A machine's emulator while it runs: its process, its processors and its cables.
+
+Owns: the pid file, the control socket and the marks of pulled cables in the machine's directory. Refuses: to take an
+emulator that does not answer for one that ended; only its process tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from aoe_lab import process, qmp
+from aoe_lab.errors import MachineUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_TIMEOUT_S = 30.0
+
+
+class MachineState(StrEnum):
+    """What the emulator does; a machine that is RUNNING may still be booting, or hang."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulator:
+    """The emulator of the machine whose directory is `place`; `argv` starts it, inside the lab's network."""
+
+    place: Path
+    argv: tuple[str, ...]
+
+    def start(self) -> None:
+        """Start the emulator, all cables plugged; it goes into the background by itself once it runs."""
+        for mark in self.place.glob("pulled-*"):
+            mark.unlink()
+        process.run(self.argv, timeout_s=START_TIMEOUT_S, where=self.place.name)
+
+    def pid(self) -> int | None:
+        pid = process.read_pid(self.place / "qemu.pid")
+        return pid if pid is not None and process.is_running(pid, mark=str(self.place)) else None
+
+    def state(self) -> MachineState:
+        if self.pid() is None:
+            return MachineState.OFF
+        try:
+            status = self._execute("query-status")["status"]
+        except MachineUnreachable:
+            if self.pid() is None:
+                return MachineState.OFF
+            raise
+        return MachineState.PAUSED if status == "paused" else MachineState.RUNNING
+
+    def pause(self) -> None:
+        self._execute("stop")
+
+    def resume(self) -> None:
+        self._execute("cont")
+
+    def set_link(self, san: str, *, up: bool) -> None:
+        self._execute("set_link", name=f"san-{san}", up=up)
+        mark = self._pulled_mark(san)
+        if up:
+            mark.unlink(missing_ok=True)
+        else:
+            mark.touch()
+
+    def link_is_up(self, san: str) -> bool:
+        """Tell whether the cable is plugged, whichever process pulled it."""
+        return not self._pulled_mark(san).exists()
+
+    def _pulled_mark(self, san: str) -> Path:
+        return self.place / f"pulled-{san}"
+
+    def _execute(self, command: str, **arguments: object) -> dict[str, object]:
+        return dict(qmp.execute(self.place / "qmp.sock", command, **arguments))
