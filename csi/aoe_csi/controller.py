@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from aoe_core.errors import Invalid, NotFound, Unsupported
+from aoe_core.locks import Locks
 from aoe_core.model import (
     FromSnapshot,
     FromVolume,
@@ -25,7 +26,6 @@ from aoe_core.model import (
 )
 from aoe_csi import parameters, requests, topology
 from aoe_csi.capabilities import parse_capabilities, parse_capability
-from aoe_csi.locks import Locks
 from aoe_csi.paging import Pages
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc

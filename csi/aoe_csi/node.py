@@ -9,12 +9,12 @@ import grpc
 
 from aoe_core.errors import InUse, Invalid
 from aoe_core.host.contracts import Usage
+from aoe_core.locks import Locks
 from aoe_core.model import MAX_NODE_ID_BYTES
 from aoe_csi import requests, topology
 from aoe_csi.attacher import Attacher, Use
 from aoe_csi.capabilities import parse_capability, parse_filesystem
 from aoe_csi.controller import CONTEXT_FILESYSTEM
-from aoe_csi.locks import Locks
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from aoe_core.attach.host import ComputeHost
-from aoe_core.attach.locks import Locks
 from aoe_core.attach.prove import address_of, prove_device
 from aoe_core.attach.publishing import Publishing
 from aoe_core.attach.records import FilesystemUse, StageRecord, StageRecords, Use
@@ -32,6 +31,7 @@ from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.links import boot_id, interface_mac
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
+from aoe_core.locks import Locks
 from aoe_core.model import Address, Attachment, NodeIdentity, SanName, Transport, VolumeId
 from aoe_core.settings import Settings
 

@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from aoe_core.attach.host import ComputeHost
-from aoe_core.attach.locks import Locks
 from aoe_core.attach.records import StageRecord, StageRecords
 from aoe_core.attach.staged import StagedVolumes
 from aoe_core.errors import AoECsiError, Busy
 from aoe_core.host.contracts import AoEDevice
+from aoe_core.locks import Locks
 from aoe_core.model import Address
 from aoe_core.settings import Settings
 

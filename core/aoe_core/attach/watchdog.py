@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import msgspec
 
 from aoe_core.attach.host import ComputeHost
-from aoe_core.attach.locks import Locks
 from aoe_core.attach.prove import address_of, prove_answers
 from aoe_core.attach.records import StageRecord, StageRecords
 from aoe_core.attach.staged import StagedVolumes
 from aoe_core.errors import AoECsiError, Busy, IdentityMismatch
 from aoe_core.host.contracts import AoEDevice
+from aoe_core.locks import Locks
 from aoe_core.model import Transport
 from aoe_core.settings import Settings
 

@@ -1,7 +1,7 @@
 import pytest
 
 from aoe_core.errors import Busy
-from aoe_csi.locks import Locks
+from aoe_core.locks import Locks
 
 
 def test_a_held_name_is_refused_at_once_and_others_are_not() -> None:
