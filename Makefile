@@ -14,8 +14,8 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/aoe-csi
 PYTHON ?= $(CURDIR)/.venv/bin/python
 export PATH := $(CURDIR)/$(STAMPS)/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-SOURCES = $(wildcard csi core operator lab tests bench)
-UNIT_TESTS = $(wildcard tests/unit tests/architecture tests/simulated)
+SOURCES = $(wildcard csi core operator lab tests)
+UNIT_TESTS = $(wildcard tests/unit tests/architecture tests/contract tests/simulated)
 PYTEST := $(PYTHON) -m pytest
 
 .PHONY: help
@@ -119,6 +119,11 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
+.PHONY: evidence
+evidence: setup ## Run the lab tests, long ones too, and write their figures to docs/evidence/
+	$(PYTEST) --evidence simulated tests/simulated
+	$(PYTEST) --evidence lab tests/lab
+
 .PHONY: test
 test: lint test-unit test-lab ## Do all three, cheapest first
 
@@ -144,9 +149,8 @@ lab-down: venv ## Stop the lab's machines and take down its network
 demo: setup ## Show a volume's life from creation to deletion, in the lab
 	$(PYTHON) -m aoe_lab.demo
 
-.PHONY: bench
-bench: setup ## Measure
-	$(PYTHON) bench/run.py
+.PHONY: demo-standalone
+demo-standalone: demo ## The same: the life of a volume without Kubernetes
 
 # --- the source itself ----------------------------------------------------------------------------------------------
 
