@@ -10,11 +10,11 @@ import pytest
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 
-@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+@pytest.mark.parametrize("filesystem", ["ext4", pytest.param("xfs", marks=pytest.mark.long)])
 def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
     cluster: Standalone, workload: Callable[..., Workload], filesystem: str
 ) -> None:
-    volume = workload(pool=THIN, size_bytes=2 << 30, capability=capability(filesystem=filesystem))
+    volume = workload(pool=THIN, size_bytes=1 << 30, capability=capability(filesystem=filesystem))
     volume.create()
     volume.publish("compute1")
     node1, machine = cluster.node_id("compute1"), cluster.compute["compute1"].machine
