@@ -54,8 +54,10 @@ def _parsed(name: str, text: str) -> ExportFile:
 class Cluster:
     """One storage machine and two compute machines on one SAN, all up."""
 
-    def __init__(self, *, free_addresses: int = 0) -> None:
-        """Build it; with `free_addresses`, all others of its shelf rest for ever."""
+    def __init__(self, *, free_addresses: int = 0, threads: bool = False) -> None:
+        """Build it; with `free_addresses`, all others of its shelf rest for ever; with `threads`, wipes and copies run
+        in the background as they do in production, and no order of steps is certain any more."""
+        self._threads = threads
         self.world = World()
         self.storage = self.world.add_machine("storage1", san0=SAN)
         self.storage.lvm.add_group("vg0", GROUP_BYTES).foul(RESIDUE)
@@ -142,7 +144,7 @@ class Cluster:
             interface_mac=self._storage_mac,
             now_s=lambda: int(self.world.clock.now()),
         )
-        return Engine(self.settings, host, jobs=JobBoard(threads=False))
+        return Engine(self.settings, host, jobs=JobBoard(threads=self._threads))
 
     def _start_attacher(self, node: NodeName) -> Attacher:
         process = self._start(self.compute[node])

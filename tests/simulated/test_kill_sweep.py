@@ -173,7 +173,9 @@ def storage_life(pool: str) -> Life:
         check_blank(one)
 
     def clone(one: Cluster) -> None:
-        one.engine.create_volume(spec(pool, COPY, source=FromVolume(volume_id=VOLUME)))
+        one.engine.create_volume(spec(pool, COPY, GROWN_BYTES, FromVolume(volume_id=VOLUME)))
+        device = one.storage.lvm.groups["vg0"].volumes[f"v-{COPY}"].device
+        assert not device.has_data(SIZE_BYTES, GROWN_BYTES - SIZE_BYTES), "old data lies beyond the copy"
 
     def publish(one: Cluster) -> None:
         one.engine.publish(VOLUME, one.identity(NODE), MODE, read_only=False, block=True)

@@ -1,5 +1,6 @@
 """Time that passes only when a test, or the code under test by sleeping, makes it pass."""
 
+import threading
 from collections.abc import Callable
 
 START_S = 1_800_000_000.0
@@ -11,6 +12,7 @@ class VirtualClock:
 
     def __init__(self, now_s: float = START_S) -> None:
         self._now_s = now_s
+        self._lock = threading.Lock()
         self._on_passing: list[Callable[[], None]] = []
 
     def now(self) -> float:
@@ -19,7 +21,8 @@ class VirtualClock:
 
     def sleep(self, seconds: float) -> None:
         """Let time pass at once, and whatever was due in it happen."""
-        self._now_s += max(0.0, seconds)
+        with self._lock:
+            self._now_s += max(0.0, seconds)
         for due in self._on_passing:
             due()
 
