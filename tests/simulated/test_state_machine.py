@@ -661,7 +661,8 @@ def run(profile: settings, least_steps: int, evidence: Evidence) -> None:
     # A machine that mostly does nothing proves nothing. What a batch does, derandomised or not, hangs on hypothesis's
     # version and on what else is loaded (it takes constants from there), so batches are added until enough happened.
     for batch in range(8):
-        run_state_machine_as_test(Orchestrator, settings=settings(profile, derandomize=profile.derandomize and batch == 0))
+        repeatable = profile.derandomize and batch == 0
+        run_state_machine_as_test(Orchestrator, settings=settings(profile, derandomize=repeatable))
         if Orchestrator.steps >= least_steps and min(Orchestrator.deaths, Orchestrator.writes) > least_steps // 20:
             break
     evidence(f"{Orchestrator.steps} steps, among them {Orchestrator.deaths} deaths and {Orchestrator.writes} writes")
