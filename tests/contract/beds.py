@@ -112,6 +112,9 @@ class Bed(Protocol):
     def wait_out_deadsecs(self, touch: Callable[[], object]) -> None:
         """Have I/O wait for longer than aoe_deadsecs."""
 
+    def settle(self) -> None:
+        """Wait until udev has looked at every new or changed device: it opens them to do so."""
+
     def eventually(self, what: str, holds: Callable[[], bool]) -> None:
         """Wait for something that comes by itself. Raises: AssertionError when it does not."""
 

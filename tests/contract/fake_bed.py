@@ -183,6 +183,9 @@ class FakeBed:
             touch()
         self.world.clock.sleep(self.initiator.deadsecs() + 1)
 
+    def settle(self) -> None:
+        self.world.settle()
+
     def eventually(self, what: str, holds: Callable[[], bool]) -> None:
         for _ in range(100):
             if holds():

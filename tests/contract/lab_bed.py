@@ -317,6 +317,9 @@ class RealBed:
             assert time.monotonic() < deadline, "I/O to a dead target never failed"
             time.sleep(0.2)
 
+    def settle(self) -> None:
+        _run("udevadm", "settle", "--timeout=30")
+
     def eventually(self, what: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
         while not holds():

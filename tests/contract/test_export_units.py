@@ -39,6 +39,7 @@ def test_a_started_export_serves_holds_its_lock_and_its_device(bed: Bed, device:
     bed.export_units.start(ADDRESS)
     unit = bed.export_units.states()[ADDRESS]
     assert (unit.active, unit.serving, unit.locked) == (True, True, True)
+    bed.settle()
     assert bed.blocks.open_count(device) == 1
 
 
@@ -47,6 +48,7 @@ def test_starting_what_runs_changes_nothing(bed: Bed, device: str) -> None:
     bed.export_units.start(ADDRESS)
     bed.export_units.start(ADDRESS)
     assert bed.export_units.states()[ADDRESS].serving
+    bed.settle()
     assert bed.blocks.open_count(device) == 1
 
 
@@ -55,6 +57,7 @@ def test_a_stopped_export_lets_go_of_everything(bed: Bed, device: str) -> None:
     bed.export_units.start(ADDRESS)
     bed.export_units.stop(ADDRESS)
     assert is_gone(bed)
+    bed.settle()
     assert bed.blocks.open_count(device) == 0
 
 
@@ -81,6 +84,7 @@ def test_restarting_serves_again_whether_it_ran_or_not(bed: Bed, device: str) ->
     bed.export_units.restart(ADDRESS)
     bed.export_units.restart(ADDRESS)
     assert bed.export_units.states()[ADDRESS].serving
+    bed.settle()
     assert bed.blocks.open_count(device) == 1
 
 
@@ -98,6 +102,7 @@ def test_a_file_that_is_not_live_is_never_served(bed: Bed, device: str, state: E
         bed.export_units.start(ADDRESS)
     unit = bed.export_units.states().get(ADDRESS)
     assert unit is None or not (unit.serving or unit.locked)
+    bed.settle()
     assert bed.blocks.open_count(device) == 0
 
 
@@ -106,6 +111,7 @@ def test_a_file_that_admits_nobody_is_never_served(bed: Bed, device: str) -> Non
     bed.export_files.put(replace(export_file(bed.interface, ADDRESS, device, SIZE_BYTES), macs=()))
     with pytest.raises((CommandFailed, Unfinished)):
         bed.export_units.start(ADDRESS)
+    bed.settle()
     assert bed.blocks.open_count(device) == 0
 
 
@@ -115,6 +121,7 @@ def test_a_running_export_whose_file_was_revoked_does_not_come_back_from_a_resta
     put(bed, device, state=ExportState.REVOKING)
     with pytest.raises((CommandFailed, Unfinished)):
         bed.export_units.restart(ADDRESS)
+    bed.settle()
     assert bed.blocks.open_count(device) == 0
 
 
@@ -126,6 +133,7 @@ def test_no_exporter_starts_while_a_former_one_holds_the_lock(bed: Bed, device: 
             bed.export_units.start(ADDRESS)
         unit = bed.export_units.states()[ADDRESS]
         assert (unit.serving, unit.locked) == (False, True)
+        bed.settle()
         assert bed.blocks.open_count(device) == 0
     bed.eventually("the export after its lock was free", lambda: bed.export_units.states()[ADDRESS].serving)
 

@@ -142,8 +142,7 @@ def test_an_open_device_learns_its_new_size_by_revalidation_only(bed: Bed) -> No
         bed.initiator.discover()
         bed.initiator.probe(bed.interface, ADDRESS, timeout_s=PROBE_S)
         assert get(bed).size_bytes == SIZE_BYTES
-        bed.initiator.revalidate(ADDRESS)
-        bed.eventually("the new size", lambda: get(bed).size_bytes == 2 * SIZE_BYTES)
+        bed.eventually("the new size", lambda: comes_back(bed) and get(bed).size_bytes == 2 * SIZE_BYTES)
     assert bed.blocks.size_bytes(device.path) == 2 * SIZE_BYTES
 
 
@@ -167,9 +166,11 @@ def test_revalidating_an_unknown_device_fails(bed: Bed) -> None:
 def test_an_open_device_is_in_use(bed: Bed) -> None:
     bed.serve(ADDRESS)
     device = discover(bed)
+    bed.settle()
     assert not bed.initiator.in_use(ADDRESS)
     with bed.opened(device.path):
         assert bed.initiator.in_use(ADDRESS)
+    bed.settle()
     assert not bed.initiator.in_use(ADDRESS)
 
 
@@ -181,6 +182,7 @@ def test_a_mounted_device_is_in_use(bed: Bed) -> None:
     bed.mounts.mount(device.path, f"{bed.directory}/m", "ext4", ())
     assert bed.initiator.in_use(ADDRESS)
     bed.mounts.unmount(f"{bed.directory}/m")
+    bed.settle()
     assert not bed.initiator.in_use(ADDRESS)
 
 
@@ -226,10 +228,14 @@ def test_io_to_a_dead_target_fails_after_deadsecs_and_revalidation_brings_it_bac
         with pytest.raises(Unreachable):
             bed.initiator.identify(ADDRESS)
         target.start()
-        bed.initiator.revalidate(ADDRESS)
-        bed.eventually("the device", lambda: get(bed).up)
+        bed.eventually("the device", lambda: comes_back(bed))
         assert get(bed).size_bytes == SIZE_BYTES
     assert bed.read(device.path, 0, 4) == b"kept"
+
+
+def comes_back(bed: Bed) -> bool:
+    bed.initiator.revalidate(ADDRESS)
+    return get(bed).up
 
 
 def test_a_read_only_target_takes_no_writes(bed: Bed) -> None:

@@ -266,6 +266,7 @@ def test_renaming_moves_an_open_volume_with_its_content(bed: Bed) -> None:
     bed.write(f"/dev/{bed.vg}/v-a", 0, b"kept")
     with bed.opened(f"/dev/{bed.vg}/v-a"):
         bed.lvm.rename(bed.vg, "v-a", "d-0-a")
+        bed.settle()
         assert bed.blocks.open_count(f"/dev/{bed.vg}/d-0-a") == 1
     assert find(bed, "v-a") is None
     assert get(bed, "d-0-a").tags == {"aoe-csi"}

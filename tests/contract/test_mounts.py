@@ -171,8 +171,10 @@ def test_a_bind_keeps_the_file_system_mounted_when_its_source_goes(bed: Bed, dev
     bed.mounts.make_directory(target)
     bed.mounts.bind(staged, target, read_only=False)
     bed.mounts.unmount(staged)
+    bed.settle()
     assert bed.blocks.open_count(device) == 1
     bed.mounts.unmount(target)
+    bed.settle()
     assert bed.blocks.open_count(device) == 0
 
 
@@ -196,6 +198,7 @@ def test_a_bind_alone_does_not_open_the_device(bed: Bed) -> None:
     target = f"{bed.directory}/raw"
     bed.mounts.make_file(target)
     bed.mounts.bind(f"/dev/{bed.vg}/v-raw", target, read_only=False)
+    bed.settle()
     assert bed.blocks.open_count(f"/dev/{bed.vg}/v-raw") == 0
 
 

@@ -7,8 +7,15 @@ import pytest
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 
-@pytest.mark.parametrize("pool", [THICK, THIN])
-@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+@pytest.mark.parametrize(
+    ("pool", "filesystem"),
+    [
+        (THICK, "ext4"),
+        (THIN, "xfs"),
+        pytest.param(THIN, "ext4", marks=pytest.mark.long),
+        pytest.param(THICK, "xfs", marks=pytest.mark.long),
+    ],
+)
 def test_a_file_written_on_one_node_is_read_on_another(
     cluster: Standalone, workload: Callable[..., Workload], pool: str, filesystem: str
 ) -> None:
