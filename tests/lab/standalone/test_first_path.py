@@ -10,10 +10,10 @@ from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 @pytest.mark.parametrize(
     ("pool", "filesystem"),
     [
-        (THICK, "ext4"),
-        (THIN, "xfs"),
-        pytest.param(THIN, "ext4", marks=pytest.mark.long),
-        pytest.param(THICK, "xfs", marks=pytest.mark.long),
+        (THIN, "ext4"),
+        (THICK, "xfs"),
+        pytest.param(THICK, "ext4", marks=pytest.mark.long),
+        pytest.param(THIN, "xfs", marks=pytest.mark.long),
     ],
 )
 def test_a_file_written_on_one_node_is_read_on_another(
