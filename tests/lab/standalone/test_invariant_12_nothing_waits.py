@@ -48,8 +48,8 @@ def test_unstage_with_a_dead_target_while_other_volumes_live(
         storage2.machine.wait_ready()
         storage2.connect()
     evidence(
-        f"unstaged {waited_s:.0f} s after its target died, {len(codes)} refusals; meanwhile {probes} Probes, the slowest "
-        f"{slowest_probe_s:.2f} s, and another volume written to"
+        f"unstaged {waited_s:.0f} s after its target died, {len(codes)} refusals; meanwhile {probes} Probes, "
+        f"the slowest {slowest_probe_s:.2f} s, and another volume written to"
     )
 
 
