@@ -181,8 +181,8 @@ def _picture(story: Story, cluster: Standalone, *workloads: Workload) -> None:
     """Draw who exports what to whom, from what the machines themselves say."""
     storage, compute = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE].machine
     exporters = storage.run("pgrep -ax vblade || true").stdout.splitlines()
-    print(f"\n     {STORAGE:<34}{'SAN main':^30}{COMPUTE}")
-    print(f"     ┌{'─' * 28}┐{'':33}┌{'─' * 34}┐")
+    print(f"\n     {STORAGE:<30}{'SAN main':^32}{COMPUTE}")
+    print(f"     ┌{'─' * 28}┐{'':32}┌{'─' * 34}┐")
     for workload in workloads:
         address = workload.context[COMPUTE]["address"]
         shelf, slot = address[1:].split(".")
@@ -191,8 +191,8 @@ def _picture(story: Story, cluster: Standalone, *workloads: Workload) -> None:
         left = f"{VOLUME_GROUP}/v-{workload.volume_id}"
         right = f"/dev/etherd/{address} {' '.join(mounted)}"
         print(f"     │ {left:<27}│─ vblade {address:<6} ══════════════▶ │ {right:<33}│")
-        print(f"     │ {'':<27}│  only to {mask:<23}│ {'':<33}│")
-    print(f"     └{'─' * 28}┘{'':33}└{'─' * 34}┘")
+        print(f"     │ {'':<27}│  only to {mask:<22}│ {'':<33}│")
+    print(f"     └{'─' * 28}┘{'':32}└{'─' * 34}┘")
     story.tell(f"mask: {compute.san_mac('main')} is {COMPUTE}'s card")
 
 
