@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from aoe_lab import Lab, Topology
 from aoe_lab.evidence import Evidence
 from aoe_lab.lab import default_name
 
 
+@pytest.mark.long
 def test_the_real_host_and_the_fakes_keep_one_contract(evidence: Evidence) -> None:
     with Lab.start(Topology(storage=1, compute=0, sans=("main",)), name=f"{default_name()}-contract") as lab:
         # Not the lab's main machines: the tests take the disks, and the driver, for themselves.

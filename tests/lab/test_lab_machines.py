@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from aoe_lab import Machine
 
+# The short run leans on all of this and would fail with it; here it is proven by itself, with controls.
+pytestmark = pytest.mark.long
+
 PLAIN, VOLATILE, SLOW = range(3)
 ETHERTYPE = 0x88B5  # IEEE 802: for local experiments.
 JUMBO_BYTES = 8900

@@ -8,13 +8,16 @@ from aoe_lab import Machine
 from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import SOCKET, THICK, THIN, Standalone
 
+# Minutes each on emulated processors.
+pytestmark = pytest.mark.long
+
 PARAMETERS = "/run/sanity-parameters.yaml"
 CONTROLLER = "/run/sanity-controller.sock"
 
 OVER_AOE = [
     pytest.param("storage1", THIN, "mount", id="thin-mount"),
-    pytest.param("storage1", THIN, "block", id="thin-block", marks=pytest.mark.long),
-    pytest.param("storage2", THICK, "mount", id="thick-mount", marks=pytest.mark.long),
+    pytest.param("storage1", THIN, "block", id="thin-block"),
+    pytest.param("storage2", THICK, "mount", id="thick-mount"),
     pytest.param("storage2", THICK, "block", id="thick-block"),
 ]
 
@@ -27,7 +30,7 @@ def test_csi_sanity_over_aoe(cluster: Standalone, evidence: Evidence, storage: s
     evidence(sanity(node, pool, access, f"--csi.controllerendpoint=unix://{CONTROLLER}"))
 
 
-@pytest.mark.parametrize("access", [pytest.param("mount", marks=pytest.mark.long), "block"])
+@pytest.mark.parametrize("access", ["mount", "block"])
 def test_csi_sanity_on_one_machine(cluster: Standalone, evidence: Evidence, access: str) -> None:
     evidence(sanity(cluster.storage["storage2"].machine, THICK, access))
 
