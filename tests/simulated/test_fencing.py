@@ -93,6 +93,28 @@ def test_an_address_does_not_go_back_to_its_former_holder_before_that_rebooted(c
     assert content(cluster, SECOND) == b""
 
 
+def test_a_reboot_before_the_revocation_proves_nothing(cluster: Cluster) -> None:
+    # The grant was made in an earlier boot of the node and used on in this one: kubelet stages again after a reboot,
+    # and nobody publishes again. What is under way now is of this boot.
+    attachment = publish(cluster, FIRST, FENCED)
+    cluster.world.power_loss(FENCED)
+    cluster.restart()
+    cluster.attachers[FENCED].stage(attachment, f"/staging/{FIRST}", BlockUse(mode=MODE))
+    path = f"/dev/etherd/{attachment.address}"
+    cluster.world.pause("storage1")
+    with pytest.raises(Unfinished):
+        cluster.compute[FENCED].write(path, 2 * MIB, FROZEN)
+    cluster.world.pause(FENCED)
+    cluster.world.resume("storage1")
+    cluster.engine.unpublish(FIRST, FENCED)
+    cluster.world.clock.sleep(10 * REST_S)
+    with pytest.raises(NoSpace):
+        publish(cluster, SECOND, FENCED)
+    cluster.world.resume(FENCED)
+    cluster.world.clock.sleep(60)
+    assert content(cluster, SECOND) == b""
+
+
 def test_without_the_rules_for_addresses_the_frozen_write_would_land(cluster: Cluster) -> None:
     # What the other tests show to be kept off is real: the fakes do deliver it when the address is served again.
     path = bring_up(cluster, FIRST, FENCED)
