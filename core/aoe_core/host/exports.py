@@ -41,6 +41,11 @@ _UNIT_S = 60.0
 _SERVING_S = 20.0
 
 
+UNKNOWN_BOOT = ""
+"""The boot of a former holder that has not been heard of since: it may have rebooted between grant and revocation, so
+the boot of the grant proves nothing. Its next publish tells which boot it is in, and only a later one is clean."""
+
+
 class ExportState(enum.Enum):
     """What an export file allows."""
 

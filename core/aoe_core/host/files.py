@@ -21,10 +21,18 @@ class DurableFiles:
         self._directory = Path(directory)
         # Two threads writing one record would share its temporary name.
         self._lock = threading.Lock()
+        self._trusted = False
 
     def read_all(self) -> dict[str, str]:
-        """Return name → text of every record. Raises: CommandFailed when the directory cannot be read."""
+        """Return name → text of every record. Raises: CommandFailed when the directory cannot be read.
+
+        A process that died between rename and fsync leaves a record that a power cut could still take back, so the
+        directory is fsynced before the first answer.
+        """
         try:
+            if not self._trusted and self._directory.exists():
+                self._sync_directory()
+                self._trusted = True
             names = sorted(path.name for path in self._directory.iterdir() if _NAME.fullmatch(path.name))
         except FileNotFoundError:
             return {}
@@ -47,7 +55,9 @@ class DurableFiles:
         temporary = self._directory / f".{name}.new"
         try:
             with self._lock:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if not self._directory.exists():
+                    self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    _sync(self._directory.parent)
                 with temporary.open("w", encoding="utf-8") as handle:
                     handle.write(text)
                     handle.flush()
@@ -72,8 +82,12 @@ class DurableFiles:
             ) from error
 
     def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(self._directory)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,10 +6,26 @@ up with frames of any age. A reboot, told by the node's boot id, proves the node
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from aoe_core.errors import NoSpace
-from aoe_core.host.exports import ExportFile, ExportState, Former
+from aoe_core.host.exports import UNKNOWN_BOOT, ExportFile, ExportState, Former
 from aoe_core.model import MAX_SLOT, Address, NodeIdentity, SanName
+
+
+def note_boot(files: Iterable[ExportFile], node: NodeIdentity) -> tuple[ExportFile, ...]:
+    """Return the tombstones that learn a former holder's boot now that it is heard of: it must change before they
+    count it as clean."""
+    noted = []
+    for file in files:
+        if file.state is ExportState.RESTING:
+            former = tuple(
+                replace(one, boot=node.boot) if (one.node, one.boot) == (node.name, UNKNOWN_BOOT) else one
+                for one in file.former
+            )
+            if former != file.former:
+                noted.append(replace(file, former=former))
+    return tuple(noted)
 
 
 def choose(
@@ -40,7 +56,9 @@ def choose(
                     return address, ()
                 if file.state is not ExportState.RESTING:
                     continue
-                former = tuple(one for one in file.former if one.node != node.name or one.boot == node.boot)
+                former = tuple(
+                    one for one in file.former if one.node != node.name or one.boot in (UNKNOWN_BOOT, node.boot)
+                )
                 if any(one.node == node.name for one in former):
                     continue
                 newest_s = max((one.revoked_s for one in file.former), default=0)

@@ -28,7 +28,7 @@ from aoe_core.errors import (
     Unreachable,
 )
 from aoe_core.host.blocks import HostBlockDevices
-from aoe_core.host.contracts import LogicalVolume, LvmReport
+from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport
 from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former, HostExportUnits
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.ingress import NftIngressRules
@@ -64,6 +64,7 @@ from aoe_core.volumes.actions import (
     ActivateLv,
     CopyRange,
     DropExport,
+    PutExport,
     RenameLv,
     RetagLv,
     StartExport,
@@ -224,7 +225,7 @@ class Engine:
             self._require_whole_view(report, f"volume {volume_id}")
             return
         volume, lv = found
-        copies = [one for one, _ in self._volumes(report) if _is_copying_from(one, volume_id)]
+        copies = [one for one, lv in self._volumes(report) if _is_copying_from(one, lv, volume_id)]
         actions = plan.plan_delete(volume, lv, held, copies, [one.name for one in report.volumes])
         if lv.active and self._host.blocks.open_count(lv.path) > 0:
             raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
@@ -312,7 +313,7 @@ class Engine:
         writable = mode.writes and not read_only
         if mode is AccessMode.MULTI_NODE_MULTI_WRITER and not block:
             raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
-        copies = [one for one, _ in self._volumes(report) if _is_copying_from(one, volume_id)]
+        copies = [one for one, lv in self._volumes(report) if _is_copying_from(one, lv, volume_id)]
         if writable and copies:
             raise Busy(f"volume {volume_id} is being copied to {copies[0].volume_id}; it can be written to afterwards")
         if not lv.active:
@@ -515,6 +516,9 @@ class Engine:
         if node.name != self._settings.node:
             san = self._shared_san(node, volume.san)
             macs = node.macs_on(SanName(san.name))
+            noted = addresses.note_boot(files, node)
+            apply(self._host, [PutExport(file=file) for file in noted])
+            files = (*noted, *(file for file in files if file.address not in {one.address for one in noted}))
             address, former = addresses.choose(
                 san.shelves,
                 files,
@@ -696,8 +700,9 @@ class Engine:
         return [file for file in files if file.volume_id == volume_id and file.state is not ExportState.RESTING]
 
 
-def _is_copying_from(volume: Volume, source: VolumeId) -> bool:
-    return volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
+def _is_copying_from(volume: Volume, lv: LogicalVolume, source: VolumeId) -> bool:
+    # A thin copy is made in one step and needs its source no longer.
+    return lv.kind is LvKind.THICK and volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
 
 
 def open_engine(settings: Settings) -> Engine:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from aoe_core.errors import Busy, Conflict, InUse, NotFound, OutOfRange, Unsupported
 from aoe_core.host.contracts import LogicalVolume, LvKind
-from aoe_core.host.exports import ExportFile, ExportState, Former
+from aoe_core.host.exports import UNKNOWN_BOOT, ExportFile, ExportState, Former
 from aoe_core.model import (
     FromSnapshot,
     FromVolume,
@@ -259,7 +259,7 @@ def plan_revoke(file: ExportFile, now_s: int) -> tuple[Action, ...]:
     """Return what revokes an exported grant; needs nothing from the node that held it."""
     if file.address is None:
         raise InUse(f"volume {file.volume_id} is used on this machine itself; that grant has no export to revoke")
-    former = (*file.former, Former(node=file.node, boot=file.boot, revoked_s=now_s))
+    former = (*file.former, Former(node=file.node, boot=UNKNOWN_BOOT, revoked_s=now_s))
     actions: list[Action] = []
     if file.state is ExportState.LIVE:
         actions.append(PutExport(file=replace(file, state=ExportState.REVOKING)))
