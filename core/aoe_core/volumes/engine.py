@@ -225,7 +225,7 @@ class Engine:
             self._require_whole_view(report, f"volume {volume_id}")
             return
         volume, lv = found
-        copies = [one for one, lv in self._volumes(report) if _is_copying_from(one, lv, volume_id)]
+        copies = self._copies_of(volume_id, report)
         actions = plan.plan_delete(volume, lv, held, copies, [one.name for one in report.volumes])
         if lv.active and self._host.blocks.open_count(lv.path) > 0:
             raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
@@ -313,7 +313,7 @@ class Engine:
         writable = mode.writes and not read_only
         if mode is AccessMode.MULTI_NODE_MULTI_WRITER and not block:
             raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
-        copies = [one for one, lv in self._volumes(report) if _is_copying_from(one, lv, volume_id)]
+        copies = self._copies_of(volume_id, report)
         if writable and copies:
             raise Busy(f"volume {volume_id} is being copied to {copies[0].volume_id}; it can be written to afterwards")
         if not lv.active:
@@ -681,6 +681,9 @@ class Engine:
     def _volumes(self, report: LvmReport) -> list[tuple[Volume, LogicalVolume]]:
         pairs = ((tags.read_volume(lv, pool), lv) for lv, pool in self._members(report))
         return [(volume, lv) for volume, lv in pairs if volume is not None]
+
+    def _copies_of(self, source: VolumeId, report: LvmReport) -> list[Volume]:
+        return [volume for volume, lv in self._volumes(report) if _is_copying_from(volume, lv, source)]
 
     def _snapshots(self, report: LvmReport) -> list[tuple[Snapshot, LogicalVolume]]:
         pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report))

@@ -46,8 +46,6 @@ class JobBoard:
                 job = self._jobs[key] = _Job(what=what, total=max(total, 1))
                 if self._threads:
                     threading.Thread(target=self._work, args=(key, job, work), name=key, daemon=True).start()
-                else:
-                    job.ended.clear()
         if not self._threads:
             self._work(key, job, work)
         if not job.ended.wait(wait_s):
