@@ -14,7 +14,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/aoe-csi
 PYTHON ?= $(CURDIR)/.venv/bin/python
 export PATH := $(CURDIR)/$(STAMPS)/bin:$(CURDIR)/.venv/bin:$(PATH)
 
-SOURCES = $(wildcard csi core operator lab tests)
+SOURCES = $(wildcard csi core operator lab tests bench)
 UNIT_TESTS = $(wildcard tests/unit tests/architecture tests/contract tests/simulated)
 PYTEST := $(PYTHON) -m pytest
 
@@ -130,6 +130,10 @@ test: lint test-unit test-lab ## Do all three, cheapest first
 .PHONY: test-long
 test-long: setup ## Run the tests that take minutes or hours
 	$(PYTEST) -m long tests
+
+.PHONY: bench
+bench: setup ## Measure, in the lab: our calls against scripts of the same commands, the wire against the disk
+	$(PYTHON) -m bench
 
 # --- the lab --------------------------------------------------------------------------------------------------------
 

@@ -177,7 +177,7 @@ def _interface(san: San) -> Iterable[Finding]:
 
 def _pools(settings: Settings, runner: Runner) -> Iterable[Finding]:
     try:
-        report = HostLvm(runner).report()
+        report = HostLvm(runner, waits_for_others=False).report()
     except AoECsiError as error:
         yield Finding(check="pools", severity=Severity.FAILURE, fact=str(error), remedy="look at lvm2 on this host")
         return

@@ -107,7 +107,7 @@ def _prepare_lvm(settings: Settings, runner: Runner, done: list[str], remaining:
                 _write(HostFile(path=str(_LVM_LOCAL), text=text))
     if not settings.pool or check:
         return
-    lvm = HostLvm(runner)
+    lvm = HostLvm(runner, waits_for_others=False)
     system_id = lvm.system_id()
     for group in lvm.report().groups:
         if group.name in {pool.volume_group for pool in settings.pool} and not group.system_id:

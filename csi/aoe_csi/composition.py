@@ -78,7 +78,7 @@ def report_host(settings: Settings) -> HostReport:
         from aoe_core.host.exports import ExportState
         from aoe_core.volumes.engine import open_engine
 
-        engine = open_engine(settings)
+        engine = open_engine(settings, waits_for_others=False)
         inspection = engine.inspect()
         capacities = [(pool, engine.capacity(pool, None)) for pool in engine.pools()]
         report = replace(

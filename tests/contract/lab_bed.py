@@ -181,7 +181,8 @@ class RealBed:
             if lv != "pool":
                 _run("lvremove", "--yes", f"contract/{lv}")
         if "foreign" in _run("vgs", "--foreign", "--noheadings", "-o", "vg_name").split():
-            _run("vgremove", "--yes", "--config", 'local/extra_system_ids=["elsewhere"]', "foreign")
+            as_its_owner = 'global/system_id_source="lvmlocal" local/system_id="elsewhere"'
+            _run("vgremove", "--yes", "--config", as_its_owner, "foreign")
         _run("wipefs", "--all", "--quiet", self._SECOND_DISK)
 
     # --- what a test needs ---

@@ -78,7 +78,8 @@ def test_nothing_else_is_made(bed: Bed, device: str) -> None:
 
 
 def test_a_mounted_file_system_is_neither_made_anew_nor_relabelled(bed: Bed, device: str, filesystem: str) -> None:
-    bed.filesystems.make(device, filesystem, "")
+    bed.filesystems.make(device, filesystem, "aoe-mkfs")
+    bed.filesystems.set_label(device, filesystem, "")
     target = mounted(bed, device, filesystem)
     bed.write_file(target, "note", b"kept")
     with pytest.raises((InUse, CommandFailed)):
@@ -86,6 +87,8 @@ def test_a_mounted_file_system_is_neither_made_anew_nor_relabelled(bed: Bed, dev
     assert bed.read_file(target, "note") == b"kept"
     bed.mounts.unmount(target)
     assert bed.blocks.signature(device) == filesystem
+    mark_at_bytes = bed.blocks.size_bytes(device) - MIB
+    assert b"file system is being made" not in bed.read(device, mark_at_bytes, 64)
 
 
 def test_a_device_that_is_not_there_is_an_error(bed: Bed) -> None:

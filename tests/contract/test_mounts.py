@@ -128,7 +128,7 @@ def test_a_mount_with_another_one_below_it_is_busy(bed: Bed, staged: str) -> Non
 
 def test_unmounting_where_nothing_is_mounted_is_an_error(bed: Bed) -> None:
     bed.mounts.make_directory(f"{bed.directory}/m")
-    with pytest.raises(CommandFailed):
+    with pytest.raises(NotFound):
         bed.mounts.unmount(f"{bed.directory}/m")
 
 

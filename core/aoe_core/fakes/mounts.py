@@ -88,7 +88,7 @@ class MountState:
         """Do what umount does, to its end or not at all."""
         top = self.topmost(target)
         if top is None:
-            raise CommandFailed(f"nothing is mounted at {target}")
+            raise NotFound(f"nothing is mounted at {target}")
         below = [one.mount.target for one in self.table if one.mount.target.startswith(target.rstrip("/") + "/")]
         users = [path for path in self.busy if path == target or path.startswith(target + "/")]
         if below or users:

@@ -315,7 +315,8 @@ class Mounts(Protocol):
         """Bind-mount a directory or a device node on an existing directory or file."""
 
     def unmount(self, target: str) -> None:
-        """Unmount the topmost mount at a path. Raises: InUse when it is busy; Unfinished when the kernel holds it."""
+        """Unmount the topmost mount at a path. Raises: NotFound when there is none; InUse when it is busy; Unfinished
+        when the kernel holds it."""
 
     def make_directory(self, path: str) -> None:
         """Create a directory (and its parents); no error when it exists."""

@@ -7,11 +7,12 @@ the file system has overwritten it. `has_mark` is asked only of a device on whic
 Sources: mke2fs(8), e2fsck(8), resize2fs(8), tune2fs(8), mkfs.xfs(8), xfs_admin(8), xfs_growfs(8), blockdev(8).
 """
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
 
-from aoe_core.errors import CommandFailed, NotFound, Unsupported
+from aoe_core.errors import CommandFailed, InUse, NotFound, Unsupported
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Finished, Runner, Usage
 from aoe_core.units import MIB
@@ -47,6 +48,8 @@ class HostFileSystems:
             "xfs": ["mkfs.xfs", "-q", "-f", "-K", "-L", label, device],
         }
         command = commands[_known(filesystem)]
+        # mkfs refuses a device in use, but only after the mark would have been written into it.
+        self._refuse_if_in_use(device)
         self._put_mark(device, MARK_TEXT.encode().ljust(MARK_BYTES, b"\0"))
         self._change(command, f"{filesystem} cannot be made on {device}", _MAKE_LIMIT_S)
 
@@ -113,6 +116,19 @@ class HostFileSystems:
         if finished.code != 0:
             raise CommandFailed(f"{device} cannot be read (dd exit {finished.code}); look at the kernel log")
         return finished.stdout.rstrip("\0") == MARK_TEXT
+
+    def _refuse_if_in_use(self, device: str) -> None:
+        def claim() -> None:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+
+        try:
+            self._calls.run(f"claim of {device}", claim, timeout_s=_STEP_LIMIT_S)
+        except FileNotFoundError as error:
+            raise NotFound(f"{device} does not exist; stage its volume again") from error
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise InUse(f"{device} is mounted or claimed; no file system is made on it") from error
+            raise CommandFailed(f"{device} cannot be opened ({error.strerror}); look at the kernel log") from error
 
     def _put_mark(self, device: str, content: bytes) -> None:
         self._change(

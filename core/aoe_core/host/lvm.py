@@ -8,15 +8,18 @@ Sources: lvmreport(7), lvm.conf(5), lvcreate(8), lvmsystemid(7), systemd-run(1).
 
 import logging
 import re
+import threading
 from collections.abc import Iterable
 
 import msgspec
 
-from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
 from aoe_core.host.contracts import Finished, LogicalVolume, LvKind, LvmReport, Runner, VolumeGroup
+from aoe_core.units import SECTOR_BYTES, round_up
 
 log = logging.getLogger(__name__)
 
+_UNIT_PREFIX = "aoe-csi-lvm-"
 _REPORT_S = 60.0
 _CHANGE_S = 120.0
 """Generous: lvm2 waits for its own VG lock, behind every other change of the same VG."""
@@ -129,17 +132,31 @@ def _volume(vg: str, row: _LvRow, *, zeroing: bool) -> LogicalVolume:
 
 
 class HostLvm:
-    """The host's LVM."""
+    """The host's LVM.
 
-    def __init__(self, runner: Runner) -> None:
+    Args: `waits_for_others`: whether `report` is refused while changes run on whose caller is gone. True for whoever
+    decides by a report; a command that only shows the host to a person looks at it as it is.
+    """
+
+    def __init__(self, runner: Runner, *, waits_for_others: bool = True) -> None:
         self._runner = runner
         self._system_id: str | None = None
+        self._guard = threading.Lock()
+        self._own: set[str] = set()
+        """Units of changes that this process waits for."""
+        self._left_running: set[str] = set()
+        """Units of changes that this process stopped waiting for."""
+        self._others_may_run = waits_for_others
+        """Until it has been seen once that a former process left no change behind: no new one can appear, since only
+        one process at a time serves a host."""
 
     def report(self) -> LvmReport:
         """Read all VGs and LVs with one `lvm fullreport`.
 
-        Raises: CommandFailed when lvm fails: what exists is then unknown, never "nothing".
+        Raises: CommandFailed when lvm fails: what exists is then unknown, never "nothing"; Busy while a change runs on
+        that nobody waits for.
         """
+        self._refuse_while_changes_run_on()
         finished = self._runner.run(
             [
                 "lvm", "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix", "--foreign",
@@ -168,9 +185,9 @@ class HostLvm:
         """lvcreate; the content is left as it is (`-Wn -Zn`): the engine zeroes what must be zero, knowingly."""
         tag_words = [word for tag in sorted(tags) for word in ("--addtag", tag)]
         if thin_pool:
-            shape = ["--virtualsize", f"{size_bytes}b", "--thinpool", thin_pool]
+            shape = ["--virtualsize", _size_word(size_bytes), "--thinpool", thin_pool]
         else:
-            shape = ["--size", f"{size_bytes}b", "--wipesignatures", "n", "--zero", "n"]
+            shape = ["--size", _size_word(size_bytes), "--wipesignatures", "n", "--zero", "n"]
         self._change(vg, name, ["lvcreate", "--yes", "--name", name, *shape, *tag_words, vg])
 
     def snapshot(self, vg: str, origin: str, name: str, tags: Iterable[str], *, writable: bool) -> None:
@@ -192,7 +209,7 @@ class HostLvm:
 
     def extend(self, vg: str, name: str, size_bytes: int) -> None:
         """Lvextend to an absolute size; "matches existing size" is success."""
-        self._change(vg, name, ["lvextend", "--size", f"{size_bytes}b", f"{vg}/{name}"])
+        self._change(vg, name, ["lvextend", "--size", _size_word(size_bytes), f"{vg}/{name}"])
 
     def rename(self, vg: str, name: str, new_name: str) -> None:
         """Lvrename."""
@@ -206,13 +223,51 @@ class HostLvm:
         """Lvremove; refuses an open LV."""
         self._change(vg, name, ["lvremove", "--yes", f"{vg}/{name}"])
 
-    def _change(self, vg: str, name: str, argv: list[str]) -> None:
-        unit = "aoe-csi-lvm-" + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
+    def _refuse_while_changes_run_on(self) -> None:
+        """Looked at before the report is read: what has ended by then is in it."""
+        with self._guard:
+            looking = self._others_may_run or bool(self._left_running)
+            left_running, own = set(self._left_running), set(self._own)
+        if not looking:
+            return
         finished = self._runner.run(
-            ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={unit}", "--property=LimitCORE=0",
-             "--setenv=LC_ALL=C", "--", *argv],
-            timeout_s=_CHANGE_S,
+            ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,deactivating,reloading",
+             f"{_UNIT_PREFIX}*.service"],
+            timeout_s=_REPORT_S,
         )  # fmt: skip
+        if finished.code != 0:
+            raise CommandFailed(f"systemd could not list this host's units (exit {finished.code}); see this host's log")
+        running = {line.split()[0] for line in finished.stdout.splitlines() if line.strip()}
+        with self._guard:
+            foreign = sorted(running - own - self._own)
+            if not foreign:
+                self._others_may_run = False
+                self._left_running -= left_running
+        if foreign:
+            raise Busy(
+                f"{foreign[0]} still changes this host's volumes, begun by a process that is gone; it ends by itself, "
+                f"or look at it with systemctl status {foreign[0]}"
+            )
+
+    def _change(self, vg: str, name: str, argv: list[str]) -> None:
+        unit = _UNIT_PREFIX + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
+        with self._guard:
+            waited_for_already = unit in self._own
+            self._own.add(unit)
+        try:
+            finished = self._runner.run(
+                ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={unit}",
+                 "--property=LimitCORE=0", "--setenv=LC_ALL=C", "--", *argv],
+                timeout_s=_CHANGE_S,
+            )  # fmt: skip
+        except Unfinished:
+            with self._guard:
+                self._left_running.add(unit)
+            raise
+        finally:
+            if not waited_for_already:
+                with self._guard:
+                    self._own.discard(unit)
         log.info(
             "lvm change",
             extra={"argv": argv, "code": finished.code, "ms": round(finished.seconds * 1000)},
@@ -222,6 +277,11 @@ class HostLvm:
             if error is not None:
                 log.warning("lvm change failed", extra={"argv": argv, "stderr": finished.stderr})
                 raise error
+
+
+def _size_word(size_bytes: int) -> str:
+    """LVM rounds up to whole extents by itself, but refuses what is no whole number of sectors."""
+    return f"{round_up(size_bytes, SECTOR_BYTES)}b"
 
 
 # What lvm2 2.03 and systemd-run say, and what it means; the first that matches counts.

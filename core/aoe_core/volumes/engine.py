@@ -708,11 +708,11 @@ def _is_copying_from(volume: Volume, lv: LogicalVolume, source: VolumeId) -> boo
     return lv.kind is LvKind.THICK and volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
 
 
-def open_engine(settings: Settings) -> Engine:
-    """Return the engine of this machine."""
+def open_engine(settings: Settings, *, waits_for_others: bool = True) -> Engine:
+    """Return the engine of this machine. `waits_for_others`: see HostLvm; False for one that is only looked at."""
     runner = HostRunner()
     host = StorageHost(
-        lvm=HostLvm(runner),
+        lvm=HostLvm(runner, waits_for_others=waits_for_others),
         blocks=HostBlockDevices(runner),
         export_files=ExportFiles(DurableFiles(Path(settings.state_directory) / "exports")),
         export_units=HostExportUnits(runner),

@@ -1,0 +1,40 @@
+"""`make bench`: boot two machines, install, measure, write docs/evidence/bench.md. Exit 1 when a bar is missed."""
+
+import argparse
+import os
+import sys
+
+from aoe_lab import Lab, Topology
+from aoe_lab.standalone import Standalone, Tuning
+from bench import control_plane, data_path
+from bench.report import Report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench", description="Measure aoe-csi in the lab.")
+    parser.add_argument("--rounds", type=int, default=7, help="of each call (%(default)s)")
+    parser.add_argument("--fio-rounds", type=int, default=3, help="of each fio job (%(default)s)")
+    options = parser.parse_args()
+    report = Report()
+    if attached := os.environ.get("AOE_LAB_ATTACH"):
+        lab = Lab.attach(attached)
+        lab.push_code()
+        measure(lab, report, options.rounds, options.fio_rounds)
+    else:
+        with Lab.start(Topology(storage=1, compute=1, sans=("main",)), name="bench") as lab:
+            measure(lab, report, options.rounds, options.fio_rounds)
+    return 1 if report.missed else 0
+
+
+def measure(lab: Lab, report: Report, rounds: int, fio_rounds: int) -> None:
+    cluster = Standalone(lab, Tuning())
+    cluster.install()
+    try:
+        control_plane.measure(cluster, report, rounds)
+        report.write(data_path.measure(cluster, report, fio_rounds))
+    finally:
+        cluster.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

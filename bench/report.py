@@ -1,0 +1,69 @@
+"""What was measured, as a table on the terminal and in docs/evidence/bench.md."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from aoe_lab import evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Ours against theirs, medians of as many rounds, taken in turns."""
+
+    what: str
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    unit: str
+    bar: float | None = None
+    """The most the ratio may be; None when it is only told."""
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ours) / statistics.median(self.theirs)
+
+    @property
+    def holds(self) -> bool:
+        return self.bar is None or self.ratio <= self.bar
+
+    def __str__(self) -> str:
+        bar = "" if self.bar is None else f" (bar {self.bar}: {'holds' if self.holds else 'MISSED'})"
+        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
+        return (
+            f"{self.what}: {ours:.0f} against {theirs:.0f} {self.unit}, "
+            f"ratio {self.ratio:.2f}{bar}; ours {_range(self.ours)}, theirs {_range(self.theirs)}, "
+            f"{len(self.ours)} rounds"
+        )
+
+
+@dataclass(slots=True)
+class Report:
+    """Lines, in the order they were found, and whether every bar holds."""
+
+    lines: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(f"bench: {line}", flush=True)
+
+    def add(self, ratio: Ratio) -> None:
+        self.say(str(ratio))
+        if not ratio.holds:
+            self.missed.append(ratio.what)
+
+    def require(self, holds: bool, what: str) -> None:
+        self.say(f"{what}: {'holds' if holds else 'MISSED'}")
+        if not holds:
+            self.missed.append(what)
+
+    def write(self, table: str) -> None:
+        verdict = f"missed: {', '.join(self.missed)}" if self.missed else "every bar holds"
+        path = evidence.write("bench", "make bench", self.lines, verdict)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(f"\n## Data path\n\n{table}\n")
+        print(f"bench: {verdict}; written to {path}", flush=True)
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.0f}–{max(values):.0f}"
