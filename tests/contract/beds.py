@@ -47,6 +47,7 @@ class Bed(Protocol):
     export_files: ExportFiles
     export_units: contracts.ExportUnits
     initiator: contracts.Initiator
+    segments: contracts.Segments
     ingress: contracts.IngressRules
     mounts: contracts.Mounts
     filesystems: contracts.FileSystems

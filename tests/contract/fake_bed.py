@@ -56,6 +56,7 @@ class FakeBed:
         self.export_files = ExportFiles(self.process.records("exports"))
         self.export_units: contracts.ExportUnits = self.process.export_units
         self.initiator: contracts.Initiator = self.process.initiator
+        self.segments: contracts.Segments = self.process.segments
         self.ingress: contracts.IngressRules = self.process.ingress
         self.mounts: contracts.Mounts = self.process.mounts
         self.filesystems: contracts.FileSystems = self.process.filesystems

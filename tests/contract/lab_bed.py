@@ -27,6 +27,7 @@ from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
+from aoe_core.host.wire import RawSegments
 from aoe_core.model import Address, Mac, parse_mac
 from aoe_core.units import MIB
 
@@ -105,6 +106,7 @@ class RealBed:
         self.export_files = ExportFiles(DurableFiles(self._STATE / "exports"))
         self.export_units: contracts.ExportUnits = HostExportUnits(runner)
         self.initiator: contracts.Initiator = LinuxInitiator(runner, calls)
+        self.segments: contracts.Segments = RawSegments()
         self.ingress: contracts.IngressRules = NftIngressRules(runner)
         self.mounts: contracts.Mounts = HostMounts(runner)
         self.filesystems: contracts.FileSystems = filesystems

@@ -54,9 +54,9 @@ def _parsed(name: str, text: str) -> ExportFile:
 class Cluster:
     """One storage machine and two compute machines on one SAN, all up."""
 
-    def __init__(self, *, free_addresses: int = 0, threads: bool = False) -> None:
-        """Build it; with `free_addresses`, all others of its shelf rest for ever; with `threads`, wipes and copies run
-        in the background as they do in production, and no order of steps is certain any more."""
+    def __init__(self, *, free_addresses: int = 0, threads: bool = False, shelves: int = 1) -> None:
+        """Build it; with `free_addresses`, all others of its first shelf rest for ever; with `threads`, wipes and
+        copies run in the background as they do in production, and no order of steps is certain any more."""
         self._threads = threads
         self.world = World()
         self.storage = self.world.add_machine("storage1", san0=SAN)
@@ -65,7 +65,7 @@ class Cluster:
         self.compute = {name: self.world.add_machine(name, san0=SAN) for name in COMPUTE_NODES}
         self.settings = Settings(
             node="storage1",
-            san=(San(name=SAN, interface=INTERFACE, shelves=((SHELF, SHELF),)),),
+            san=(San(name=SAN, interface=INTERFACE, shelves=((SHELF, SHELF + shelves - 1),)),),
             pool=(
                 Pool(name="thick", volume_group="vg0"),
                 Pool(name="thin", volume_group="vg0", thin_pool="tp0"),
@@ -141,6 +141,7 @@ class Cluster:
             blocks=process.blocks,
             export_files=ExportFiles(process.records("exports")),
             export_units=process.export_units,
+            segments=process.segments,
             interface_mac=self._storage_mac,
             now_s=lambda: int(self.world.clock.now()),
         )

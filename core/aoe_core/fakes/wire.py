@@ -7,14 +7,14 @@ admits the asking card (vblade's aoe(): an empty mask admits everybody). A machi
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aoe_core.errors import CommandFailed
+from aoe_core.errors import CommandFailed, Unreachable
 from aoe_core.fakes.blocks import BLOCK_BYTES, Device
 from aoe_core.model import Address, Mac, SanName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from aoe_core.fakes.world import FakeMachine
+    from aoe_core.fakes.world import FakeMachine, Process
 
 
 @dataclass(slots=True)
@@ -90,3 +90,19 @@ class Wire:
             if machine is not asker and machine.runs:
                 found += machine.exports.targets_for(card.san, card.mac)
         return [target for target in found if address is None or target.address == address]
+
+
+class FakeSegments:
+    """`Segments` in memory."""
+
+    def __init__(self, process: "Process") -> None:
+        self._process = process
+
+    def shelf_users(self, interface: str, shelf: int, *, timeout_s: float) -> tuple[Mac, ...]:
+        with self._process.reading() as machine:
+            card = machine.cards.get(interface)
+            if card is None:
+                raise Unreachable(f"this host has no network interface {interface}")
+            machine.world.clock.sleep(timeout_s)
+            heard = machine.world.wire.answering(machine, interface)
+            return tuple(sorted({one.mac for one in heard if one.address.shelf == shelf and one.mac != card.mac}))

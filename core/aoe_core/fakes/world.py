@@ -23,7 +23,7 @@ from aoe_core.fakes.lvm import FakeLvm, LvmState
 from aoe_core.fakes.mounts import FakeMounts, MountState
 from aoe_core.fakes.records import FakeRecordFiles, RecordDirectory
 from aoe_core.fakes.superblocks import read_files, write_file
-from aoe_core.fakes.wire import Card, Imposter, Target, Wire
+from aoe_core.fakes.wire import Card, FakeSegments, Imposter, Target, Wire
 from aoe_core.model import Address, SanName, parse_mac
 
 WRITEBACK_S = 30.0
@@ -352,6 +352,7 @@ class Process:
         self.attached_blocks = FakeAttachedBlockDevices(self)
         self.export_units = FakeExportUnits(self)
         self.initiator = FakeInitiator(self)
+        self.segments = FakeSegments(self)
         self.ingress = FakeIngressRules(self)
         self.mounts = FakeMounts(self)
         self.filesystems = FakeFileSystems(self)

@@ -237,6 +237,15 @@ class Answer:
     size_bytes: int
 
 
+class Segments(Protocol):
+    """The Ethernet segments this host's SAN interfaces are on, asked past the kernel's driver."""
+
+    def shelf_users(self, interface: str, shelf: int, *, timeout_s: float) -> tuple[Mac, ...]:
+        """Return the cards, other than this interface's own, that answer for any slot of a shelf, listening for the
+        whole of `timeout_s`. Blind to targets that do not admit this interface. Raises: Unreachable when the
+        interface is missing or down."""
+
+
 class Initiator(Protocol):
     """The kernel's AoE initiator, and questions asked past it."""
 

@@ -12,7 +12,9 @@ import secrets
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from aoe_core.errors import CommandFailed, Unreachable
 from aoe_core.host.contracts import Answer
@@ -30,6 +32,7 @@ CONFIG_READ = 0
 ATA_IDENTIFY = 0xEC
 PROGRAM_TAG = 0x80000000
 """Set in the tags of programs, clear in the kernel's."""
+ANY_SLOT = 0xFF
 
 _HEADER = struct.Struct(">6s6sHBBHBBI")
 _ATA = struct.Struct(">BBBB6sH")
@@ -95,15 +98,15 @@ def decode(data: bytes) -> Frame | None:
     )
 
 
-def config_query(source: Mac, address: Address, tag: int) -> Frame:
-    """Return the broadcast question who serves an address."""
+def config_query(source: Mac, shelf: int, slot: int, tag: int) -> Frame:
+    """Return the broadcast question who serves a slot of a shelf, or any slot of it (`ANY_SLOT`)."""
     return Frame(
         destination=BROADCAST,
         source=source,
         response=False,
         error=0,
-        shelf=address.shelf,
-        slot=address.slot,
+        shelf=shelf,
+        slot=slot,
         command=COMMAND_CONFIG,
         tag=tag,
         arguments=_CONFIG.pack(0, 0, 0, VERSION << 4 | CONFIG_READ, 0),
@@ -161,7 +164,7 @@ class Roll:
         """Return the frames to send now: the query, and an IDENTIFY for each card that has not told what it is."""
         waiting = [mac for mac, known in self._identities.items() if not known]
         return (
-            encode(config_query(self._own, self._address, self._tag_config)),
+            encode(config_query(self._own, self._address.shelf, self._address.slot, self._tag_config)),
             *(encode(identify_request(self._own, mac, self._address, self._tag_identify)) for mac in waiting),
         )
 
@@ -190,18 +193,67 @@ class Roll:
         return tuple(Answer(mac=mac, serial=serial, size_bytes=size) for mac, serial, size in sorted(found))
 
 
+class ShelfRoll:
+    """Who answered for any slot of a shelf."""
+
+    def __init__(self, own: Mac, shelf: int, first_tag: int) -> None:
+        self._own = own
+        self._shelf = shelf
+        self._tag = PROGRAM_TAG | first_tag
+        self._users: set[Mac] = set()
+
+    def questions(self) -> tuple[bytes, ...]:
+        """Return the frame to send now."""
+        return (encode(config_query(self._own, self._shelf, ANY_SLOT, self._tag)),)
+
+    def take(self, data: bytes) -> bytes | None:
+        """Take one frame from the wire; nothing more is asked."""
+        frame = decode(data)
+        if (
+            frame is not None
+            and frame.response
+            and not frame.error
+            and (frame.destination, frame.command, frame.tag) == (self._own, COMMAND_CONFIG, self._tag)
+            and frame.shelf == self._shelf
+            and frame.source != self._own
+        ):
+            self._users.add(frame.source)
+        return None
+
+    def users(self) -> tuple[Mac, ...]:
+        """Return the cards that answered."""
+        return tuple(sorted(self._users))
+
+
+_Heard = TypeVar("_Heard", Roll, ShelfRoll)
+
+
+class RawSegments:
+    """Segments, by raw sockets of this host."""
+
+    def shelf_users(self, interface: str, shelf: int, *, timeout_s: float) -> tuple[Mac, ...]:
+        """Ask with a broadcast for slot 255, which every target of the shelf answers that admits this interface."""
+        return _listen(
+            interface, f"shelf {shelf}", lambda own: ShelfRoll(own, shelf, secrets.randbits(31)), timeout_s
+        ).users()
+
+
 def probe(interface: str, address: Address, *, timeout_s: float) -> tuple[Answer, ...]:
     """Ask one interface's segment who serves an address, for the whole of `timeout_s`.
 
     Needs CAP_NET_RAW in the host's network namespace. Raises: Unreachable when the interface is missing or down,
     CommandFailed when raw sockets are refused.
     """
+    return _listen(interface, str(address), lambda own: Roll(own, address, secrets.randbits(31)), timeout_s).answers()
+
+
+def _listen(interface: str, what: str, open_roll: Callable[[Mac], _Heard], timeout_s: float) -> _Heard:
+    """Ask and listen until `timeout_s` have passed, and return the filled roll."""
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
             # Bound in one step: a socket given the protocol before its interface would hear all interfaces at first.
             link.bind((interface, ETHERTYPE))
-            own = _mac_text(link.getsockname()[4])
-            roll = Roll(own, address, secrets.randbits(31))
+            roll = open_roll(_mac_text(link.getsockname()[4]))
             end_s = time.monotonic() + timeout_s
             send_s = time.monotonic()
             while (now_s := time.monotonic()) < end_s:
@@ -217,14 +269,14 @@ def probe(interface: str, address: Address, *, timeout_s: float) -> tuple[Answer
                 follow_up = roll.take(heard)
                 if follow_up is not None:
                     link.send(follow_up)
-            return roll.answers()
+            return roll
     except PermissionError as error:
         raise CommandFailed(
             f"no raw socket on {interface} ({error.strerror}); run this process with CAP_NET_RAW"
         ) from error
     except OSError as error:
         raise Unreachable(
-            f"interface {interface} cannot be asked for {address} ({error.strerror}); check that it exists and is up"
+            f"interface {interface} cannot be asked for {what} ({error.strerror}); check that it exists and is up"
         ) from error
 
 

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from aoe_core.host.files import DurableFiles
 from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.runner import HostRunner
+from aoe_core.host.wire import RawSegments
 from aoe_core.model import (
     MAX_MASK_MACS,
     AccessMode,
@@ -82,6 +83,9 @@ FILESYSTEMS = frozenset({"ext4", "xfs"})
 _TEND_S = 30.0
 """Between two looks at the ingress rules."""
 
+_SHELF_PROBE_S = 1.0
+"""How long the segment is listened to before a shelf's first use; a target answers within milliseconds."""
+
 _COPY_WAIT_S = 20.0
 """How long a CreateVolume call waits for its copy before it answers "still copying"."""
 
@@ -95,6 +99,8 @@ class Engine:
         self._jobs = jobs or JobBoard()
         self._stop = threading.Event()
         self._allocation = threading.Lock()
+        self._free_shelves: set[tuple[SanName, int]] = set()
+        """Shelves that were asked for on the wire, and nobody else answered."""
         self._copied: dict[VolumeId, VolumeId] = {}
         """Copy → thick volume being read for it; guarded by the allocation lock, as new grants are."""
 
@@ -519,14 +525,7 @@ class Engine:
             noted = addresses.note_boot(files, node)
             apply(self._host, [PutExport(file=file) for file in noted])
             files = (*noted, *(file for file in files if file.address not in {one.address for one in noted}))
-            address, former = addresses.choose(
-                san.shelves,
-                files,
-                node,
-                san=SanName(san.name),
-                now_s=self._host.now_s(),
-                rest_s=self._settings.exports.rest_s,
-            )
+            address, former = self._fresh_address(san, files, node)
         file = ExportFile(
             address=address,
             state=ExportState.LIVE,
@@ -552,6 +551,35 @@ class Engine:
         reserve, *start = plan.plan_publish(file, restart=False)
         apply(self._host, (reserve,))
         return file, tuple(start)
+
+    def _fresh_address(
+        self, san: San, files: Sequence[ExportFile], node: NodeIdentity
+    ) -> tuple[Address, tuple[Former, ...]]:
+        """Choose an address, on a shelf that nobody else on the segment answers for. Holds: the allocation lock."""
+        name = SanName(san.name)
+        ours = {file.address.shelf for file in files if file.address is not None and file.san == name}
+        shelves = [shelf for first, last in san.shelves for shelf in range(first, last + 1)]
+        taken: dict[int, tuple[Mac, ...]] = {}
+        while True:
+            free = [(shelf, shelf) for shelf in shelves if shelf not in taken]
+            if taken and not free:
+                told = "; ".join(f"shelf {shelf}: {', '.join(macs)}" for shelf, macs in sorted(taken.items()))
+                raise Conflict(
+                    f"every shelf of SAN {san.name} that is still free here is answered for by another machine "
+                    f"({told}); give this machine `shelves` of its own"
+                )
+            address, former = addresses.choose(
+                free, files, node, san=name, now_s=self._host.now_s(), rest_s=self._settings.exports.rest_s
+            )
+            # A shelf with files was asked for when its first one was written.
+            if address.shelf in ours or (name, address.shelf) in self._free_shelves:
+                return address, former
+            users = self._host.segments.shelf_users(san.interface, address.shelf, timeout_s=_SHELF_PROBE_S)
+            if not users:
+                self._free_shelves.add((name, address.shelf))
+                return address, former
+            log.error("shelf is used by another machine", extra={"shelf": address.shelf, "macs": list(users)})
+            taken[address.shelf] = users
 
     def _refresh(self, file: ExportFile, node: NodeIdentity, node_id: str) -> tuple[ExportFile, tuple[Action, ...]]:
         """Bring a standing grant up to date with its node's network cards and boot."""
@@ -716,6 +744,7 @@ def open_engine(settings: Settings, *, waits_for_others: bool = True) -> Engine:
         blocks=HostBlockDevices(runner),
         export_files=ExportFiles(DurableFiles(Path(settings.state_directory) / "exports")),
         export_units=HostExportUnits(runner),
+        segments=RawSegments(),
         ingress=NftIngressRules(runner),
         interface_mac=_interface_mac,
         now_s=lambda: int(time.time()),

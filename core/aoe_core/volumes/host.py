@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aoe_core.host.contracts import BlockDevices, ExportUnits, IngressRules, Lvm
+from aoe_core.host.contracts import BlockDevices, ExportUnits, IngressRules, Lvm, Segments
 from aoe_core.host.exports import ExportFiles
 from aoe_core.model import Mac
 
@@ -16,6 +16,7 @@ class StorageHost:
     blocks: BlockDevices
     export_files: ExportFiles
     export_units: ExportUnits
+    segments: Segments
     ingress: IngressRules | None = None
     """The SAN interfaces' rules; None where somebody else sees to them."""
     interface_mac: Callable[[str], Mac | None]

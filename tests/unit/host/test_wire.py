@@ -96,7 +96,7 @@ def test_no_arguments_raise(arguments: bytes) -> None:
 
 
 def test_the_query_is_laid_out_as_the_protocol_says() -> None:
-    data = wire.encode(wire.config_query(OWN, ADDRESS, 0x80000007))
+    data = wire.encode(wire.config_query(OWN, ADDRESS.shelf, ADDRESS.slot, 0x80000007))
     assert data.hex(" ", 2) == (
         "ffff ffff ffff 5254 0000 0001 88a2 1000 000a 0301 8000 0007 0000 0000 0010 0000" + " 0000" * 14
     )
