@@ -1,16 +1,14 @@
 """CSI's Identity service: who the plugin is. It touches nothing, so it answers whatever else is stuck."""
 # ruff: noqa: ARG002 - the generated servicers give every method its arguments.
 
-from importlib import metadata
-
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
+from aoe_csi import __version__
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
 
 DRIVER_NAME = "aoe-csi.dev"
-_DISTRIBUTION = "aoe-csi"
 
 _Service = csi.PluginCapability.Service
 _Expansion = csi.PluginCapability.VolumeExpansion
@@ -23,7 +21,7 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         self, request: csi.GetPluginInfoRequest, context: grpc.ServicerContext
     ) -> csi.GetPluginInfoResponse:
         """Return the driver's name and this build's version."""
-        return csi.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=metadata.version(_DISTRIBUTION))
+        return csi.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=__version__)
 
     def GetPluginCapabilities(
         self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext

@@ -1,43 +1,73 @@
-"""csi-sanity 5.6 against the real thing: controller on a storage machine, node on a compute machine, over AoE."""
+"""csi-sanity 5.6 against the real thing: controller on a storage machine, node on a compute machine, over AoE.
+
+A run takes minutes on emulated processors and keeps two machines busy one at a time, so two run at once, each with a
+storage machine of its own.
+"""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 
-from aoe_lab import Machine
 from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import SOCKET, THICK, THIN, Standalone
-
-# Minutes each on emulated processors.
-pytestmark = pytest.mark.long
 
 PARAMETERS = "/run/sanity-parameters.yaml"
 CONTROLLER = "/run/sanity-controller.sock"
 
-OVER_AOE = [
-    pytest.param("storage1", THIN, "mount", id="thin-mount"),
-    pytest.param("storage1", THIN, "block", id="thin-block"),
-    pytest.param("storage2", THICK, "mount", id="thick-mount"),
-    pytest.param("storage2", THICK, "block", id="thick-block"),
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of the suite."""
+
+    pool: str
+    access: str
+    storage: str
+    node: str
+
+    def __str__(self) -> str:
+        where = "on one machine" if self.storage == self.node else f"{self.storage} to {self.node} over AoE"
+        return f"{self.pool} {self.access}, {where}"
 
 
-@pytest.mark.parametrize(("storage", "pool", "access"), OVER_AOE)
-def test_csi_sanity_over_aoe(cluster: Standalone, evidence: Evidence, storage: str, pool: str, access: str) -> None:
-    node = cluster.compute["compute1"].machine
-    node.run(f"rm -f {CONTROLLER}")
-    node.forward_to(cluster.storage[storage].machine.forward_from(SOCKET), CONTROLLER)
-    evidence(sanity(node, pool, access, f"--csi.controllerendpoint=unix://{CONTROLLER}"))
+SHORT = (
+    (Run(pool=THIN, access="mount", storage="storage1", node="compute1"),),
+    (Run(pool=THICK, access="block", storage="storage2", node="compute2"),),
+)
+LONG = (
+    (Run(pool=THIN, access="block", storage="storage1", node="compute1"),),
+    (
+        Run(pool=THICK, access="mount", storage="storage2", node="compute2"),
+        Run(pool=THICK, access="mount", storage="storage2", node="storage2"),
+        Run(pool=THICK, access="block", storage="storage2", node="storage2"),
+    ),
+)
 
 
-@pytest.mark.parametrize("access", ["mount", "block"])
-def test_csi_sanity_on_one_machine(cluster: Standalone, evidence: Evidence, access: str) -> None:
-    evidence(sanity(cluster.storage["storage2"].machine, THICK, access))
+@pytest.mark.parametrize(
+    "lanes",
+    [pytest.param(SHORT, id="thin-mount-and-thick-block"), pytest.param(LONG, id="the-others", marks=pytest.mark.long)],
+)
+def test_csi_sanity(cluster: Standalone, evidence: Evidence, lanes: tuple[tuple[Run, ...], ...]) -> None:
+    def follow(lane: tuple[Run, ...]) -> list[str]:
+        return [f"{run}: {sanity(cluster, run)}" for run in lane]
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for verdicts in pool.map(follow, lanes):
+            for verdict in verdicts:
+                evidence(verdict)
 
 
-def sanity(node: Machine, pool: str, access: str, *more: str) -> str:
-    """Run csi-sanity on a machine and return its verdict. Asserts that nothing failed."""
-    node.run(f"printf 'pool: {pool}\\n' > {PARAMETERS}; rm -rf /run/sanity-mount /run/sanity-stage")
+def sanity(cluster: Standalone, run: Run) -> str:
+    """Run csi-sanity and return its verdict. Asserts that nothing failed."""
+    node = next(one.machine for one in cluster.endpoints() if one.machine.name == run.node)
+    node.run(f"printf 'pool: {run.pool}\\n' > {PARAMETERS}; rm -rf /run/sanity-mount /run/sanity-stage")
+    elsewhere = []
+    if run.node != run.storage:
+        node.run(["rm", "-f", CONTROLLER])
+        node.forward_to(cluster.storage[run.storage].machine.forward_from(SOCKET), CONTROLLER)
+        elsewhere = [f"--csi.controllerendpoint=unix://{CONTROLLER}"]
     finished = node.run(
         [
             "/opt/aoe-csi/tools/bin/csi-sanity",
@@ -46,17 +76,17 @@ def sanity(node: Machine, pool: str, access: str, *more: str) -> str:
             "--csi.stagingdir=/run/sanity-stage",
             f"--csi.testvolumesize={32 << 20}",
             f"--csi.testvolumeexpandsize={48 << 20}",
-            f"--csi.testvolumeaccesstype={access}",
+            f"--csi.testvolumeaccesstype={run.access}",
             f"--csi.testvolumeparameters={PARAMETERS}",
-            *more,
+            *elsewhere,
             "--ginkgo.no-color",
         ],
         check=False,
-        timeout_s=1500,
+        timeout_s=1800,
     )
     verdict = re.search(r"(\d+) Passed \| (\d+) Failed \| (\d+) Pending \| (\d+) Skipped", finished.stdout)
-    assert verdict is not None, finished.stdout[-4000:] + finished.stderr[-2000:]
-    assert finished.code == 0, finished.stdout[-8000:]
+    assert verdict is not None, f"{run}: {finished.stdout[-4000:]}{finished.stderr[-2000:]}"
+    assert finished.code == 0, f"{run}: {finished.stdout[-8000:]}"
     assert int(verdict[1]) > 40, verdict[0]
-    assert verdict[2] == "0", finished.stdout[-8000:]
+    assert verdict[2] == "0", f"{run}: {finished.stdout[-8000:]}"
     return verdict[0]
