@@ -33,6 +33,9 @@ def create(cluster: Standalone, storage: Machine, report: Report, rounds: int) -
     ours: list[float] = []
     script: list[float] = []
     bare: list[float] = []
+    cold = Workload(cluster=cluster, name="bench-cold", size_bytes=SIZE_BYTES)
+    cold.create()
+    cold.delete()
     for number in range(rounds):
         work = Workload(cluster=cluster, name=f"bench-create-{number}", size_bytes=SIZE_BYTES)
         ours.append(timed(work.create))
@@ -61,7 +64,7 @@ def attach(cluster: Standalone, report: Report, rounds: int) -> None:
         ours.append(timed(lambda: work.publish(COMPUTE)) + timed(lambda: work.stage(COMPUTE)))
         work.unstage(COMPUTE)
         work.unpublish(COMPUTE)
-        with by_hand(storage, compute, device) as export_ms:
+        with by_hand(cluster, device) as export_ms:
             theirs.append(export_ms + hand.run(compute, "attach.sh", ".".join(HAND_ADDRESS), MOUNT))
             compute.run(["umount", MOUNT])
     report.add(Ratio(what="publish and stage to a script of unit, discover, mount", ours=ours, theirs=theirs,
@@ -70,9 +73,13 @@ def attach(cluster: Standalone, report: Report, rounds: int) -> None:
 
 
 @contextmanager
-def by_hand(storage: Machine, compute: Machine, device: str) -> Iterator[float]:
-    """Export a device as one would without us; our rules, which would keep it out, are put aside for it."""
+def by_hand(cluster: Standalone, device: str) -> Iterator[float]:
+    """Export a device as one would without us: our node server would put back the rules that keep it out, and has
+    to rest meanwhile."""
+    storage, node = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE]
+    compute = node.machine
     shelf, slot = HAND_ADDRESS
+    compute.run(["systemctl", "stop", node.unit])
     compute.run(["nft", "flush", "ruleset"])
     spent_ms = hand.run(
         storage, "export.sh", shelf, slot, storage.san_interface("main"), device, compute.san_mac("main")
@@ -82,6 +89,8 @@ def by_hand(storage: Machine, compute: Machine, device: str) -> Iterator[float]:
     finally:
         compute.run(f"printf 'e{shelf}.{slot}\\0' > /dev/etherd/flush", check=False)
         storage.run(["systemctl", "stop", f"bench-export-{shelf}-{slot}"])
+        compute.run(["systemctl", "start", node.unit])
+        node.connect()
 
 
 def many(cluster: Standalone, storage: Machine, report: Report) -> None:

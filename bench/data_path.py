@@ -45,7 +45,7 @@ def measure(cluster: Standalone, report: Report, rounds: int) -> str:
         for mtu, frame in MTUS.items():
             with mtu_of(compute, mtu):
                 what = f"vblade -s, MTU {mtu} ({frame})"
-                with by_hand(storage, compute, device):
+                with by_hand(cluster, device):
                     address = ".".join(HAND_ADDRESS)
                     hand.run(compute, "attach.sh", address)
                     run_jobs(compute, f"/dev/etherd/e{address}", places.setdefault(what, Place(what=what, kib_s={})))

@@ -57,6 +57,7 @@ def run(settings: Settings, runner: Runner | None = None) -> tuple[Finding, ...]
     ]
     for san in settings.san:
         findings.extend(_interface(san))
+    findings.extend(find_stacked(settings.san))
     if settings.pool:
         findings.extend(_pools(settings, runner))
     if settings.compute and settings.san:
@@ -173,6 +174,24 @@ def _interface(san: San) -> Iterable[Finding]:
         )
     if state != "down" and mtu >= JUMBO_MTU:
         yield Finding(check=check, severity=Severity.OK, fact=f"{san.interface} is up with MTU {mtu}")
+
+
+def find_stacked(sans: Iterable[San], sys: Path = Path("/sys")) -> Iterable[Finding]:
+    """Find SANs of which one's interface lies on the other's: a tagged frame passes the lower one's rules.
+
+    Source: Documentation/ABI/testing/sysfs-class-net, `lower_<name>`.
+    """
+    by_interface = {san.interface: san for san in sans}
+    for san in by_interface.values():
+        for lower in sorted((sys / "class/net" / san.interface).glob("lower_*")):
+            below = by_interface.get(lower.name.removeprefix("lower_"))
+            if below is not None:
+                yield Finding(
+                    check=f"san {san.name}",
+                    severity=Severity.FAILURE,
+                    fact=f"{san.interface} lies on {below.interface}, which is SAN {below.name} itself",
+                    remedy="give each SAN a NIC, or a VLAN of its own on a NIC that is no SAN",
+                )
 
 
 def _pools(settings: Settings, runner: Runner) -> Iterable[Finding]:

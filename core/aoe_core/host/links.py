@@ -9,6 +9,14 @@ _IFF_UP = 0x1
 _BOOT_DIGITS = 8
 
 
+def card_mac(interface: str, sys: Path = Path("/sys")) -> Mac | None:
+    """Return the MAC address of a network interface, up or not; None when there is no such interface."""
+    try:
+        return parse_mac((sys / "class/net" / interface / "address").read_text(encoding="ascii"))
+    except (OSError, Invalid):
+        return None
+
+
 def interface_mac(interface: str, sys: Path = Path("/sys")) -> Mac:
     """Return the MAC address of a network interface that is up.
 
@@ -16,13 +24,15 @@ def interface_mac(interface: str, sys: Path = Path("/sys")) -> Mac:
     sysfs-class-net.
     """
     directory = sys / "class/net" / interface
+    mac = card_mac(interface, sys)
     try:
-        mac = parse_mac((directory / "address").read_text(encoding="ascii"))
         flags = int((directory / "flags").read_text(encoding="ascii"), 16)
-    except (OSError, ValueError, Invalid) as error:
+    except (OSError, ValueError):
+        mac, flags = None, 0
+    if mac is None:
         raise Unreachable(
             f"network interface {interface} is missing; check `interface` of its san in the configuration"
-        ) from error
+        )
     if not flags & _IFF_UP:
         raise Unreachable(f"network interface {interface} is switched off; set it up and make that permanent")
     # `carrier` is the link itself; operstate stays `unknown` with some drivers.

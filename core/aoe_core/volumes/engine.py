@@ -32,6 +32,7 @@ from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport
 from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former, HostExportUnits
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.ingress import NftIngressRules
+from aoe_core.host.links import card_mac
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.runner import HostRunner
 from aoe_core.host.wire import RawSegments
@@ -55,7 +56,6 @@ from aoe_core.model import (
     VolumeSpec,
     VolumeState,
     VolumeStatus,
-    parse_mac,
     serial_of,
 )
 from aoe_core.settings import Pool, San, Settings
@@ -746,14 +746,7 @@ def open_engine(settings: Settings, *, waits_for_others: bool = True) -> Engine:
         export_units=HostExportUnits(runner),
         segments=RawSegments(),
         ingress=NftIngressRules(runner),
-        interface_mac=_interface_mac,
+        interface_mac=card_mac,
         now_s=lambda: int(time.time()),
     )
     return Engine(settings, host)
-
-
-def _interface_mac(interface: str) -> Mac | None:
-    try:
-        return parse_mac(Path(f"/sys/class/net/{interface}/address").read_text(encoding="ascii"))
-    except (OSError, Invalid):
-        return None
