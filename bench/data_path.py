@@ -45,9 +45,9 @@ def measure(cluster: Standalone, report: Report, rounds: int) -> str:
         for mtu, frame in MTUS.items():
             with mtu_of(compute, mtu):
                 what = f"vblade -s, MTU {mtu} ({frame})"
-                with by_hand(cluster, device):
+                with by_hand(cluster, device, bare=True):
                     address = ".".join(HAND_ADDRESS)
-                    hand.run(compute, "attach.sh", address)
+                    hand.run(compute, "attach-bare.sh", address)
                     run_jobs(compute, f"/dev/etherd/e{address}", places.setdefault(what, Place(what=what, kib_s={})))
                 what = f"our export, MTU {mtu} ({frame})"
                 target = work.attach(COMPUTE)

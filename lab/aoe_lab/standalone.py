@@ -140,7 +140,7 @@ class Standalone:
         if storage:
             lines += ["max_volume_bytes = 1099511627776"]
         lines += ["compute = false"] if name == THIN_STORAGE else []
-        lines += ["", "[initiator]", f"deadsecs = {tuning.deadsecs}", "stage_s = 20.0", "probe_s = 1.0"]
+        lines += ["", "[initiator]", f"deadsecs = {tuning.deadsecs}", "stage_s = 20.0"]
         lines += ["", "[exports]", f"rest_s = {tuning.rest_s}", f'exporter = "{tuning.exporter}"']
         for index, san in enumerate(self.lab.topology.sans):
             lines += ["", "[[san]]", f'name = "{san}"', f'interface = "{machine.san_interface(san)}"']

@@ -39,8 +39,6 @@ _LOOK_S = 0.2
 _DISCOVER_S = 1.0
 _CLOSE_LOOKS = 10
 """How often a device that should be closed is looked at: what has it open may be just ending."""
-_FIRST_LISTEN_S = 0.5
-"""How long one listening for the first answer lasts; the query is re-sent within it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,16 +227,19 @@ class Staging:
             )
 
     def _listen(self, record: StageRecord) -> tuple[Answer, ...]:
-        """Return everyone who answers: wait for the first one, then listen on for others."""
+        """Return everyone who answers within one listening; listen again while nobody does, or somebody answers who
+        does not tell what they are: a busy target may say so a moment later. Who is later still is kept out by the pin.
+        """
         address, waited_s = address_of(record.attachment), 0.0
+        listen_s = self.settings.initiator.probe_s
+        heard: tuple[Answer, ...] = ()
         while waited_s < self.settings.initiator.stage_s:
-            if self.host.initiator.probe(record.interface, address, timeout_s=_FIRST_LISTEN_S):
-                answers = self.host.initiator.probe(
-                    record.interface, address, timeout_s=self.settings.initiator.probe_s
-                )
-                if answers:
-                    return answers
-            waited_s += _FIRST_LISTEN_S
+            heard = self.host.initiator.probe(record.interface, address, timeout_s=listen_s) or heard
+            if heard and all(answer.serial for answer in heard):
+                return heard
+            waited_s += listen_s
+        if heard:
+            return heard
         raise Unreachable(
             f"nobody answers for {address} (volume {record.attachment.volume_id}) on {record.interface} within "
             f"{self.settings.initiator.stage_s:g} s; check the export on its storage node and the SAN between"
