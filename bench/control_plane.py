@@ -20,16 +20,9 @@ HAND_ADDRESS = ("11", "200")
 MOUNT = "/run/bench-mount"
 
 
-def measure(cluster: Standalone, report: Report, rounds: int) -> None:
-    """Measure everything that is no data path."""
+def create(cluster: Standalone, report: Report, rounds: int) -> None:
+    """CreateVolume."""
     storage = cluster.storage[STORAGE].machine
-    create(cluster, storage, report, rounds)
-    attach(cluster, report, rounds)
-    many(cluster, storage, report)
-    memory(cluster, report)
-
-
-def create(cluster: Standalone, storage: Machine, report: Report, rounds: int) -> None:
     ours: list[float] = []
     script: list[float] = []
     bare: list[float] = []
@@ -49,6 +42,7 @@ def create(cluster: Standalone, storage: Machine, report: Report, rounds: int) -
 
 
 def attach(cluster: Standalone, report: Report, rounds: int) -> None:
+    """ControllerPublishVolume and NodeStageVolume of a volume that has its file system."""
     storage, compute = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE].machine
     work = Workload(cluster=cluster, name="bench-attach", size_bytes=256 << 20)
     work.create()
@@ -62,17 +56,26 @@ def attach(cluster: Standalone, report: Report, rounds: int) -> None:
     script: list[float] = []
     bare: list[float] = []
     shelf, slot = HAND_ADDRESS
-    for _ in range(rounds):
-        ours.append(timed(lambda: work.publish(COMPUTE)) + timed(lambda: work.stage(COMPUTE)))
+    for number in range(rounds + 1):
+        spent_ms = timed(lambda: work.publish(COMPUTE)) + timed(lambda: work.stage(COMPUTE))
+        if number > 0:  # The first warms up what every later one finds warm, by hand too.
+            ours.append(spent_ms)
         work.unstage(COMPUTE)
         work.unpublish(COMPUTE)
-        with by_hand(cluster, device) as export_ms:
-            card, target = compute.san_interface("main"), storage.san_mac("main")
-            script.append(export_ms + hand.run(compute, "attach.sh", shelf, slot, MOUNT, card, target))
-            compute.run(["umount", MOUNT])
-        with by_hand(cluster, device, bare=True) as export_ms:
-            bare.append(export_ms + hand.run(compute, "attach-bare.sh", f"{shelf}.{slot}", MOUNT))
-            compute.run(["umount", MOUNT])
+    card, target = compute.san_interface("main"), storage.san_mac("main")
+    with resting(cluster):
+        for number in range(rounds + 1):
+            with by_hand(cluster, device) as export_ms:
+                spent_ms = export_ms + hand.run(compute, "attach.sh", shelf, slot, MOUNT, card, target)
+                compute.run(["umount", MOUNT])
+            if number > 0:
+                script.append(spent_ms)
+        for number in range(rounds + 1):
+            with by_hand(cluster, device, bare=True) as export_ms:
+                spent_ms = export_ms + hand.run(compute, "attach-bare.sh", f"{shelf}.{slot}", MOUNT)
+                compute.run(["umount", MOUNT])
+            if number > 0:
+                bare.append(spent_ms)
     report.add(Ratio(what="publish and stage to a script of their host commands", ours=ours, theirs=script,
                      unit="ms", bar=1.5))  # fmt: skip
     report.add(Ratio(what="publish and stage to unit, discover, mount and nothing else", ours=ours, theirs=bare,
@@ -81,13 +84,22 @@ def attach(cluster: Standalone, report: Report, rounds: int) -> None:
 
 
 @contextmanager
+def resting(cluster: Standalone) -> Iterator[None]:
+    """Stop the node server meanwhile: it would flush a device it has no record of, and put its rules back."""
+    node = cluster.compute[COMPUTE]
+    node.machine.run(["systemctl", "stop", node.unit])
+    try:
+        yield
+    finally:
+        node.machine.run(["systemctl", "start", node.unit])
+        node.connect()
+
+
+@contextmanager
 def by_hand(cluster: Standalone, device: str, *, bare: bool = False) -> Iterator[float]:
-    """Export a device as one would without us. Our node server rests meanwhile: it would flush a device it has no
-    record of. `bare` puts its rules aside too, so that whoever answers is attached."""
-    storage, node = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE]
-    compute = node.machine
+    """Export a device as one would without us; `bare` puts our rules aside, so that whoever answers is attached."""
+    storage, compute = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE].machine
     shelf, slot = HAND_ADDRESS
-    compute.run(["systemctl", "stop", node.unit])
     if bare:
         compute.run(["nft", "flush", "ruleset"])
     spent_ms = hand.run(
@@ -97,14 +109,15 @@ def by_hand(cluster: Standalone, device: str, *, bare: bool = False) -> Iterator
     try:
         yield spent_ms
     finally:
+        card = compute.san_interface("main")
+        compute.run(["nft", "flush", "set", "netdev", "aoe_csi", f"pins_{card}"], check=False)
         compute.run(f"printf 'e{shelf}.{slot}\\0' > /dev/etherd/flush", check=False)
         storage.run(["systemctl", "stop", f"bench-export-{shelf}-{slot}"])
-        compute.run(["systemctl", "start", node.unit])
-        node.connect()
 
 
-def many(cluster: Standalone, storage: Machine, report: Report) -> None:
-    """Capacity and list over MANY volumes, with LVM's processes counted by strace."""
+def many(cluster: Standalone, report: Report) -> None:
+    """Capacity and list over MANY volumes, with LVM's processes counted by strace. Leaves the volumes behind."""
+    storage = cluster.storage[STORAGE].machine
     first = Workload(cluster=cluster, name="bench-many", size_bytes=4 << 20)
     first.create()
     lv = f"{VOLUME_GROUP}/v-{first.volume_id}"
@@ -138,10 +151,6 @@ def many(cluster: Standalone, storage: Machine, report: Report) -> None:
         report.add(Ratio(what=f"{what} over {MANY} volumes to one `lvm fullreport`", ours=ours, theirs=report_ms,
                          unit="ms"))  # fmt: skip
     report.require(set(listed) == {MANY}, f"ListVolumes returns {listed[0]} of {MANY} volumes")
-    names = storage.run(["lvs", "--noheadings", "-o", "lv_name", VOLUME_GROUP]).stdout.split()
-    removals = (f"lvremove -qq -y {VOLUME_GROUP}/{name} {fast}\n" for name in names if name.startswith("v-"))
-    storage.run("cat > /run/bench-many", stdin="".join(removals))
-    storage.run("lvm < /run/bench-many", timeout_s=1500)
 
 
 def lvm_calls(server: Endpoint, call: Callable[[], None]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aoe_lab import Machine
 from aoe_lab.standalone import VOLUME_GROUP, Standalone, Workload, capability
 from bench import hand
-from bench.control_plane import COMPUTE, HAND_ADDRESS, STORAGE, by_hand
+from bench.control_plane import COMPUTE, HAND_ADDRESS, STORAGE, by_hand, resting
 from bench.report import Report
 
 SECONDS = 5
@@ -45,7 +45,7 @@ def measure(cluster: Standalone, report: Report, rounds: int) -> str:
         for mtu, frame in MTUS.items():
             with mtu_of(compute, mtu):
                 what = f"vblade -s, MTU {mtu} ({frame})"
-                with by_hand(cluster, device, bare=True):
+                with resting(cluster), by_hand(cluster, device, bare=True):
                     address = ".".join(HAND_ADDRESS)
                     hand.run(compute, "attach-bare.sh", address)
                     run_jobs(compute, f"/dev/etherd/e{address}", places.setdefault(what, Place(what=what, kib_s={})))

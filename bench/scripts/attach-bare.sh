@@ -4,8 +4,13 @@
 set -eu
 device=/dev/etherd/e$1
 began=$(date +%s%N)
-echo > /dev/etherd/discover
-until [ -b "$device" ] && [ "$(blockdev --getsize64 "$device" 2>/dev/null || echo 0)" -gt 0 ]; do sleep 0.05; done
+looks=0
+until [ -b "$device" ] && [ "$(blockdev --getsize64 "$device" 2>/dev/null || echo 0)" -gt 0 ]; do
+    # A query may be lost, or too early: ask again every half second.
+    [ $((looks % 10)) -ne 0 ] || echo > /dev/etherd/discover
+    looks=$((looks + 1))
+    sleep 0.05
+done
 if [ -n "${2:-}" ]; then
     mkdir -p "$2"
     mount "$device" "$2"

@@ -80,9 +80,9 @@ class Initiator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     storage machines' rest_s must exceed it. 0 (wait for ever) is refused."""
     max_volumes: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 128
     """Volumes this node takes at once (CSI's max_volumes_per_node)."""
-    probe_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.6
+    probe_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.4
     """How long stage listens for answers to an address before it counts them; every stage takes so long. It asks every
-    0.3 s."""
+    0.2 s."""
     stage_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     """How long stage waits for a target to answer at all."""
 

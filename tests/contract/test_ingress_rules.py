@@ -58,7 +58,7 @@ def test_unpinning_what_is_not_pinned_is_no_error(bed: Bed) -> None:
 def test_making_the_rules_stand_again_keeps_the_pins(bed: Bed) -> None:
     bed.ingress.ensure([bed.interface])
     bed.ingress.pin(bed.interface, ADDRESS, FOREIGN_MAC)
-    bed.ingress.ensure([bed.interface])
+    assert bed.ingress.ensure([bed.interface]) == {(bed.interface, ADDRESS, FOREIGN_MAC)}
     assert bed.ingress.pinned() == {(bed.interface, ADDRESS, FOREIGN_MAC)}
 
 

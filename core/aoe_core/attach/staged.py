@@ -69,8 +69,7 @@ class StagedVolumes:
 
     def restore_pins(self, interface: str) -> None:
         """Make the ingress rules stand on an interface, with a pin for each proven target on record."""
-        self._host.ingress.ensure([interface])
-        pinned = self._host.ingress.pinned()
+        pinned = self._host.ingress.ensure([interface])
         for record in self._records.all():
             if record.boot != self._host.boot or record.pinned_mac is None or record.interface != interface:
                 continue

@@ -35,7 +35,9 @@ from aoe_core.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 0.2
+_LOOK_S = 0.05
+"""Between two looks at a device that is coming up; a look costs a few reads of sysfs."""
+_CLOSE_LOOK_S = 0.2
 _DISCOVER_S = 1.0
 _CLOSE_LOOKS = 10
 """How often a device that should be closed is looked at: what has it open may be just ending."""
@@ -362,7 +364,7 @@ class Staging:
         for _ in range(_CLOSE_LOOKS):
             if not self.host.initiator.in_use(address):
                 return
-            self.host.sleep(_LOOK_S)
+            self.host.sleep(_CLOSE_LOOK_S)
         volume_id = record.attachment.volume_id
         if isinstance(record.use, FilesystemUse):
             raise Unfinished(

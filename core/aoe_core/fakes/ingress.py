@@ -32,12 +32,13 @@ class FakeIngressRules:
     def __init__(self, process: "Process") -> None:
         self._process = process
 
-    def ensure(self, interfaces: Sequence[str]) -> None:
+    def ensure(self, interfaces: Sequence[str]) -> frozenset[tuple[str, Address, Mac]]:
         with self._process.step(f"nft ensure {' '.join(interfaces)}") as machine:
             for interface in interfaces:
                 if interface not in machine.cards:
                     raise NotFound(f"this host has no network interface {interface}")
                 machine.ingress.pins.setdefault(interface, set())
+            return _all_pins(machine)
 
     def pin(self, interface: str, address: Address, mac: Mac) -> None:
         with self._process.step(f"nft pin {interface} {address} {mac}") as machine:
@@ -52,9 +53,13 @@ class FakeIngressRules:
 
     def pinned(self) -> frozenset[tuple[str, Address, Mac]]:
         with self._process.reading() as machine:
-            return frozenset(
-                (interface, address, mac) for interface, pins in machine.ingress.pins.items() for address, mac in pins
-            )
+            return _all_pins(machine)
+
+
+def _all_pins(machine: "FakeMachine") -> frozenset[tuple[str, Address, Mac]]:
+    return frozenset(
+        (interface, address, mac) for interface, pins in machine.ingress.pins.items() for address, mac in pins
+    )
 
 
 def _pins(machine: "FakeMachine", interface: str) -> set[tuple[Address, Mac]]:

@@ -278,8 +278,9 @@ class Initiator(Protocol):
 class IngressRules(Protocol):
     """The nftables ingress rules of this host's SAN interfaces (table netdev aoe_csi)."""
 
-    def ensure(self, interfaces: Sequence[str]) -> None:
-        """Make the rules stand on these interfaces, with the pins they already have; no error when they do."""
+    def ensure(self, interfaces: Sequence[str]) -> frozenset[tuple[str, Address, Mac]]:
+        """Make the rules stand on these interfaces, with the pins they already have; no error when they do. Returns
+        what `pinned` returns, without a second look."""
 
     def pin(self, interface: str, address: Address, mac: Mac) -> None:
         """Let the initiator hear this target for an address, and no other one. Raises: CommandFailed when the rules

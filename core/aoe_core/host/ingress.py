@@ -69,8 +69,8 @@ class NftIngressRules:
         self._runner = runner
         self._sys = sys
 
-    def ensure(self, interfaces: Sequence[str]) -> None:
-        """Make the rules stand; those that stand already keep their counters."""
+    def ensure(self, interfaces: Sequence[str]) -> frozenset[tuple[str, Address, Mac]]:
+        """Make the rules stand; those that stand already keep their counters. Returns the pins."""
         for interface in interfaces:
             if not (self._sys / "class/net" / interface).exists():
                 raise NotFound(f"network interface {interface} is missing; check `interface` of its san")
@@ -80,6 +80,7 @@ class NftIngressRules:
             text = "".join(_replace(one, listing) for one in broken)
             self._apply(text, f"ingress rules on {', '.join(broken)}")
             log.warning("ingress rules set", extra={"interfaces": broken})
+        return self._pins(listing)
 
     def pin(self, interface: str, address: Address, mac: Mac) -> None:
         """Pin one target and drop the address's other pins, in one transaction."""
@@ -97,7 +98,10 @@ class NftIngressRules:
 
     def pinned(self) -> frozenset[tuple[str, Address, Mac]]:
         """Return every pin of an interface that exists."""
-        pins = self._listing().pins
+        return self._pins(self._listing())
+
+    def _pins(self, listing: Listing) -> frozenset[tuple[str, Address, Mac]]:
+        pins = listing.pins
         try:
             names = {_set(path.name): path.name for path in (self._sys / "class/net").iterdir()}
         except OSError as error:

@@ -39,7 +39,7 @@ _ATA = struct.Struct(">BBBB6sH")
 _CONFIG = struct.Struct(">HHBBH")
 _MIN_FRAME_BYTES = 60
 """What Ethernet pads to, without the checksum."""
-_RESEND_S = 0.3
+_RESEND_S = 0.2
 _ATA_ERROR = 0x01
 _IDENTITY_BYTES = 512
 
