@@ -102,17 +102,17 @@ def by_hand(cluster: Standalone, device: str, *, bare: bool = False) -> Iterator
     shelf, slot = HAND_ADDRESS
     if bare:
         compute.run(["nft", "flush", "ruleset"])
-    spent_ms = hand.run(
-        storage, "export.sh", shelf, slot, storage.san_interface("main"), device, compute.san_mac("main"),
-        *(["bare"] if bare else []),
-    )  # fmt: skip
+    script = "export-bare.sh" if bare else "export.sh"
+    facts = (shelf, slot, storage.san_interface("main"), device, compute.san_mac("main"))
+    spent_ms = hand.run(storage, script, *facts)
     try:
         yield spent_ms
     finally:
-        card = compute.san_interface("main")
-        compute.run(["nft", "flush", "set", "netdev", "aoe_csi", f"pins_{card}"], check=False)
+        pins = f"pins_{compute.san_interface('main')}"
+        compute.run(["nft", "flush", "set", "netdev", "aoe_csi", pins], check=False)
         compute.run(f"printf 'e{shelf}.{slot}\\0' > /dev/etherd/flush", check=False)
-        storage.run(["systemctl", "stop", f"bench-export-{shelf}-{slot}"])
+        unit = f"bench-export-{shelf}-{slot}" if bare else f"aoe-csi-export@{shelf}.{slot}"
+        storage.run(f"systemctl stop {unit}; rm -f /var/lib/aoe-csi/exports/{shelf}.{slot}")
 
 
 def many(cluster: Standalone, report: Report) -> None:

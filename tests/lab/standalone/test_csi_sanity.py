@@ -4,6 +4,7 @@ A run takes minutes on emulated processors and keeps two machines busy one at a 
 storage machine of its own.
 """
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from aoe_lab.standalone import SOCKET, THICK, THIN, Standalone
 
 PARAMETERS = "/run/sanity-parameters.yaml"
 CONTROLLER = "/run/sanity-controller.sock"
+REPORT = "/run/sanity-report.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,7 @@ def sanity(cluster: Standalone, run: Run) -> str:
             f"--csi.testvolumeparameters={PARAMETERS}",
             *elsewhere,
             "--ginkgo.no-color",
+            f"--ginkgo.json-report={REPORT}",
         ],
         check=False,
         timeout_s=1800,
@@ -89,4 +92,14 @@ def sanity(cluster: Standalone, run: Run) -> str:
     assert finished.code == 0, f"{run}: {finished.stdout[-8000:]}"
     assert int(verdict[1]) > 40, verdict[0]
     assert verdict[2] == "0", f"{run}: {finished.stdout[-8000:]}"
-    return verdict[0]
+    return f"{verdict[0]}; skipped: {'; '.join(skipped(node.run(['cat', REPORT]).stdout))}"
+
+
+def skipped(report: str) -> list[str]:
+    """Return the names of the specs that Ginkgo's JSON report shows as skipped or pending."""
+    return sorted(
+        " ".join((*(spec["ContainerHierarchyTexts"] or ()), spec["LeafNodeText"]))
+        for suite in json.loads(report)
+        for spec in suite["SpecReports"]
+        if spec["State"] in ("skipped", "pending") and spec["LeafNodeType"] == "It"
+    )
