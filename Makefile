@@ -44,9 +44,9 @@ setup: venv $(STAMPS)/packages $(STAMPS)/bin/go ## Install what is missing on th
 .PHONY: venv
 venv: $(STAMPS)/venv ## Build the Python environment alone (enough for lint and test-unit)
 
-# From uv.lock to the letter. ensurepip is what Debian keeps in a package of its own; the system's Python refuses pip
+# From requirements/dev.txt to the letter, hashes included. ensurepip is what Debian keeps in a package of its own; the system's Python refuses pip
 # (PEP 668), hence a private environment for uv itself.
-$(STAMPS)/venv: pyproject.toml uv.lock
+$(STAMPS)/venv: pyproject.toml requirements/dev.txt
 	@mkdir -p $(STAMPS)/bin
 	@if ! command -v uv >/dev/null; then \
 		echo 'Installing uv $(UV_VERSION)'; \
@@ -55,8 +55,19 @@ $(STAMPS)/venv: pyproject.toml uv.lock
 		$(STAMPS)/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
 		ln -sf ../uv/bin/uv $(STAMPS)/bin/uv; \
 	fi
-	uv sync --frozen
+	uv venv --quiet --allow-existing .venv
+	uv pip sync --quiet --python .venv --require-hashes requirements/dev.txt
+	uv pip install --quiet --python .venv --no-deps --editable .
 	@touch $@
+
+# Versions and hashes, but no addresses to download from: those are each machine's own matter. What is pinned stays
+# unless it must move; `make lock UPGRADE=--upgrade` moves everything.
+LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
+.PHONY: lock
+lock: venv ## Pin anew, after a change of pyproject.toml, what everything is built and tested with
+	$(LOCK) --group dev pyproject.toml --output-file requirements/dev.txt >/dev/null
+	$(LOCK) --group machine-tests --constraint requirements/dev.txt pyproject.toml \
+		--output-file requirements/machine.txt >/dev/null
 
 # One package a line, # begins a comment. Without apt (another distribution) the names are shown instead.
 $(STAMPS)/packages: $(wildcard lab/packages.txt)

@@ -1,7 +1,7 @@
-"""A read-only disk every machine mounts at /opt/aoe-csi/tools: the Python packages of `uv.lock`, and test programs.
+"""A read-only disk every machine mounts at /opt/aoe-csi/tools: the Python packages of REQUIREMENTS, and test programs.
 
 Owns: what is on it (`site/` for Python, `bin/` for programs) and when it is built anew. Refuses: packages that
-`uv.lock` does not name, and the project's own code, which is pushed into running machines instead.
+that file does not name, and the project's own code, which is pushed into running machines instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aoe_lab.image import make_ext4
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+REQUIREMENTS = CHECKOUT / "requirements" / "machine.txt"
 MOUNTED_AT = "/opt/aoe-csi/tools"
 MACHINE_PYTHON = (3, 11)  # Debian 12's.
 PLATFORM = "x86_64-manylinux_2_28"
@@ -30,12 +31,7 @@ def ensure_tools_disk(binaries: Sequence[Path] = ()) -> Path:
     for program in ("uv", "go"):
         if shutil.which(program) is None:
             raise LabError(f"`{program}` is not on the PATH: install it; the tools disk is made with it")
-    wanted = process.run(
-        ["uv", "export", "--frozen", "--quiet", "--no-dev", "--group", "machine-tests", "--no-emit-project"],
-        cwd=CHECKOUT,
-        timeout_s=60,
-    ).stdout
-    requirements = "\n".join(line for line in wanted.splitlines() if not line.startswith("#")) + "\n"
+    requirements = REQUIREMENTS.read_text()
     programs = (_ensure_csi_sanity(), *binaries)
 
     def build(place: Path) -> None:
@@ -43,8 +39,7 @@ def ensure_tools_disk(binaries: Sequence[Path] = ()) -> Path:
         (tree / "bin").mkdir(parents=True)
         for program in programs:
             shutil.copy2(program, tree / "bin")
-        (place / "requirements.txt").write_text(requirements)
-        _install_packages(place / "requirements.txt", tree / "site")
+        _install_packages(tree / "site")
         content_bytes = sum(path.stat().st_size + 4096 for path in tree.rglob("*"))
         make_ext4(tree, place / "tools.img", size_bytes=content_bytes * 5 // 4 + (32 << 20), features="^has_journal")
         shutil.rmtree(tree)
@@ -66,13 +61,13 @@ def _ensure_csi_sanity() -> Path:
     return built("csi-sanity", version, f"building csi-sanity {version}", build) / "csi-sanity"
 
 
-def _install_packages(requirements: Path, site: Path) -> None:
+def _install_packages(site: Path) -> None:
     version = ".".join(map(str, MACHINE_PYTHON))
     process.run(
         [
             *("uv", "pip", "install", "--quiet", "--no-deps", "--link-mode=copy"),
             *("--target", site, "--python-version", version, "--python-platform", PLATFORM),
-            *("--only-binary", ":all:", "--requirement", requirements),
+            *("--only-binary", ":all:", "--require-hashes", "--requirement", REQUIREMENTS),
         ],
         cwd=CHECKOUT,
         timeout_s=600,
