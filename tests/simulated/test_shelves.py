@@ -3,7 +3,7 @@
 import pytest
 from tests.simulated.cluster import COMPUTE_NODES, SAN, SHELF, Cluster
 
-from aoe_core.errors import Conflict
+from aoe_core.errors import NoSpace
 from aoe_core.model import AccessMode, Address, PoolName, VolumeId, VolumeSpec
 from aoe_core.units import MIB
 
@@ -32,7 +32,7 @@ def use_shelf(cluster: Cluster) -> None:
 def test_a_shelf_in_use_by_another_machine_is_refused_by_name() -> None:
     cluster = Cluster()
     use_shelf(cluster)
-    with pytest.raises(Conflict, match=f"shelf {SHELF}: {STRANGER}"):
+    with pytest.raises(NoSpace, match=f"shelf {SHELF}: {STRANGER}"):
         publish(cluster)
     assert cluster.storage.record_directory("exports").seen == {}
 

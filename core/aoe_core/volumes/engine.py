@@ -564,7 +564,7 @@ class Engine:
             free = [(shelf, shelf) for shelf in shelves if shelf not in taken]
             if taken and not free:
                 told = "; ".join(f"shelf {shelf}: {', '.join(macs)}" for shelf, macs in sorted(taken.items()))
-                raise Conflict(
+                raise NoSpace(
                     f"every shelf of SAN {san.name} that is still free here is answered for by another machine "
                     f"({told}); give this machine `shelves` of its own"
                 )
