@@ -159,5 +159,4 @@ def _write(file: HostFile) -> None:
 def _run(runner: Runner, argv: list[str]) -> None:
     finished = runner.run(argv, timeout_s=60)
     if finished.code != 0:
-        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CommandFailed(f"{' '.join(argv)} failed (exit {finished.code}): {reason}")
+        raise CommandFailed(f"{' '.join(argv)} failed (exit {finished.code}): {finished.complaint}")

@@ -25,6 +25,12 @@ class Finished:
     stderr: str
     seconds: float
 
+    @property
+    def complaint(self) -> str:
+        """The last line it wrote to stderr, in at most 200 characters, for the error that names the failure."""
+        lines = self.stderr.strip().splitlines()
+        return lines[-1].strip()[:200] if lines else "it gave no reason"
+
 
 class Runner(Protocol):
     """Runs a command of the host without a shell, with LC_ALL=C."""

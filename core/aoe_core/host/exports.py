@@ -237,7 +237,9 @@ class HostExportUnits:
             ["systemctl", "show", "aoe-csi-export@*.service", "--property=Id,ActiveState,MainPID"], timeout_s=_UNIT_S
         )
         if finished.code != 0:
-            raise CommandFailed(f"systemd could not report the export units (exit {finished.code})")
+            raise CommandFailed(
+                f"systemd could not report the export units (exit {finished.code}): {finished.complaint}; try again"
+            )
         active: dict[Address, int] = {}
         for block in finished.stdout.split("\n\n"):
             values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -262,7 +264,7 @@ class HostExportUnits:
         )
         if finished.code != 0:
             raise CommandFailed(
-                f"systemd could not {verb} the export {address} (exit {finished.code}); "
+                f"systemd could not {verb} the export {address} (exit {finished.code}): {finished.complaint}; "
                 f"see journalctl -u {_unit(address)}"
             )
 
@@ -295,7 +297,8 @@ class HostExportUnits:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: calls that look at once must not take each other for an exporter, which holds it exclusively.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
