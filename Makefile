@@ -130,10 +130,15 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
-.PHONY: evidence
-evidence: setup ## Run the lab tests, long ones too, and write their figures to docs/evidence/
+# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long}.md. bench.md is `make bench`'s.
+.PHONY: evidence evidence-simulated evidence-lab evidence-lab-long
+evidence: evidence-simulated evidence-lab evidence-lab-long ## Run all tests that give figures, long ones too, and write docs/evidence/
+evidence-simulated: venv
 	$(PYTEST) --evidence simulated tests/simulated
-	$(PYTEST) --evidence lab tests/lab
+evidence-lab: setup
+	$(PYTEST) --evidence lab -m 'not long' tests/lab
+evidence-lab-long: setup
+	$(PYTEST) --evidence lab-long -m long tests/lab
 
 .PHONY: test
 test: lint test-unit test-lab ## Do all three, cheapest first

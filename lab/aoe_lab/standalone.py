@@ -29,7 +29,7 @@ THICK, THIN = "thick", "thin"
 THIN_STORAGE = "storage1"
 """The one with a thin pool, which only exports; the others are thick, offer no snapshots, and attach too."""
 THIN_POOL_BYTES = 3 << 30
-CALL_S = 120.0
+CALL_S = 300.0
 AccessMode = pb.VolumeCapability.AccessMode
 
 

@@ -5,6 +5,7 @@ live. While a former exporter is stuck its lock is held, and the unit tries agai
 live export by itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,7 @@ class FakeExportUnits:
         with self._process.step(f"systemctl stop {address}") as machine:
             machine.exports.end(address)
 
-    def states(self) -> dict[Address, ExportUnit]:
+    def states(self) -> Mapping[Address, ExportUnit]:
         with self._process.reading() as machine:
             exports = machine.exports
             return {

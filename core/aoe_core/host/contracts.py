@@ -6,7 +6,7 @@ absent, present and unknown are three answers.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -206,7 +206,7 @@ class ExportUnits(Protocol):
     def stop(self, address: Address) -> None:
         """Stop the unit; no error when it does not run."""
 
-    def states(self) -> dict[Address, ExportUnit]:
+    def states(self) -> Mapping[Address, ExportUnit]:
         """Return every unit that is loaded or whose lock is held."""
 
 

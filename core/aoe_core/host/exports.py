@@ -13,12 +13,14 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from aoe_core.errors import CommandFailed, Invalid, Unfinished
 from aoe_core.host.contracts import ExportUnit, RecordFiles, Runner
+from aoe_core.host.looks import SharedLook
 from aoe_core.model import (
     AccessMode,
     Address,
@@ -37,7 +39,9 @@ log = logging.getLogger(__name__)
 LOCK_DIRECTORY = Path("/run/aoe-csi/exports")
 """One lock file per export, inherited by the exporter; on tmpfs, since no process outlives a reboot."""
 
-_UNIT_S = 60.0
+_UNIT_S = 180.0
+"""systemd itself gives up on a process that will not die (TimeoutStopSec, twice); beyond that it is busy with other
+units: fifty stopped at once have taken a slow machine more than a minute."""
 _SERVING_S = 20.0
 
 
@@ -214,6 +218,7 @@ class HostExportUnits:
     def __init__(self, runner: Runner, lock_directory: Path = LOCK_DIRECTORY) -> None:
         self._runner = runner
         self._locks = lock_directory
+        self._look = SharedLook(self._states)
 
     def start(self, address: Address) -> None:
         """Start a unit and wait until its main process is the exporter. Raises: CommandFailed, Unfinished."""
@@ -231,8 +236,11 @@ class HostExportUnits:
         # A unit that failed to start keeps its failed state loaded; nobody needs it once it is stopped.
         self._runner.run(["systemctl", "reset-failed", _unit(address)], timeout_s=_UNIT_S)
 
-    def states(self) -> dict[Address, ExportUnit]:
-        """Return loaded units and held locks, with one systemctl call."""
+    def states(self) -> Mapping[Address, ExportUnit]:
+        """Return loaded units and held locks, read after this call with one systemctl call. Raises: CommandFailed."""
+        return self._look.take()
+
+    def _states(self) -> Mapping[Address, ExportUnit]:
         finished = self._runner.run(
             ["systemctl", "show", "aoe-csi-export@*.service", "--property=Id,ActiveState,MainPID"], timeout_s=_UNIT_S
         )

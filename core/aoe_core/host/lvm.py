@@ -15,6 +15,7 @@ import msgspec
 
 from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
 from aoe_core.host.contracts import Finished, LogicalVolume, LvKind, LvmReport, Runner, VolumeGroup
+from aoe_core.host.looks import SharedLook
 from aoe_core.units import SECTOR_BYTES, round_up
 
 log = logging.getLogger(__name__)
@@ -149,13 +150,17 @@ class HostLvm:
         self._others_may_run = waits_for_others
         """Until it has been seen once that a former process left no change behind: no new one can appear, since only
         one process at a time serves a host."""
+        self._look = SharedLook(self._report)
 
     def report(self) -> LvmReport:
-        """Read all VGs and LVs with one `lvm fullreport`.
+        """Return all VGs and LVs, read by one `lvm fullreport` that began after this call.
 
         Raises: CommandFailed when lvm fails: what exists is then unknown, never "nothing"; Busy while a change runs on
         that nobody waits for.
         """
+        return self._look.take()
+
+    def _report(self) -> LvmReport:
         self._refuse_while_changes_run_on()
         finished = self._runner.run(
             [
