@@ -185,6 +185,11 @@ proto: $(STAMPS)/venv ## Generate the gRPC stubs from csi/aoe_csi/proto/csi.prot
 		--mypy_grpc_out=quiet,only_sync,generate_concrete_servicer_stubs:$(PROTO_OUT) \
 		csi/aoe_csi/proto/csi.proto
 
+CRDS := charts/aoe-csi/files/crds
+.PHONY: crds
+crds: venv ## Generate the custom resource definitions from core/aoe_core/resources
+	$(PYTHON) -m aoe_core.resources.definitions $(CRDS)
+
 .PHONY: clean
 clean: ## Remove what make and the tools left in the checkout; the cache outside stays
 	rm -rf .venv $(STAMPS) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
