@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _UNIT_PREFIX = "aoe-csi-lvm-"
 _REPORT_S = 60.0
 _CHANGE_S = 120.0
+_TURN_S = 300.0
+"""How long a change waits for those before it."""
 """Generous: lvm2 waits for its own VG lock, behind every other change of the same VG."""
 
 _VG_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_systemid,vg_attr,vg_missing_pv_count"
@@ -147,6 +149,8 @@ class HostLvm:
         """Units of changes that this process waits for."""
         self._left_running: set[str] = set()
         """Units of changes that this process stopped waiting for."""
+        self._turns: dict[str, threading.Lock] = {}
+        """VG → held by whoever changes it."""
         self._others_may_run = waits_for_others
         """Until it has been seen once that a former process left no change behind: no new one can appear, since only
         one process at a time serves a host."""
@@ -250,11 +254,29 @@ class HostLvm:
                 self._left_running -= left_running
         if foreign:
             raise Busy(
-                f"{foreign[0]} still changes this host's volumes, begun by a process that is gone; it ends by itself, "
+                f"{foreign[0]} still changes this host's volumes, and whoever began it is gone; it ends by itself, "
                 f"or look at it with systemctl status {foreign[0]}"
             )
 
     def _change(self, vg: str, name: str, argv: list[str]) -> None:
+        """Change something of a VG, one change after the other.
+
+        LVM lets one command at a time change a VG. Waiting here costs nothing; fifty commands that wait for LVM's lock
+        wake each other up at every release, and the last of them run into their limit before they began.
+        """
+        with self._guard:
+            turn = self._turns.setdefault(vg, threading.Lock())
+        if not turn.acquire(timeout=_TURN_S):
+            raise Busy(
+                f"{vg}/{name}: other changes of volume group {vg} have gone on for {_TURN_S:g} s; try again, and look "
+                f"at systemctl list-units '{_UNIT_PREFIX}*' if it repeats"
+            )
+        try:
+            self._change_now(vg, name, argv)
+        finally:
+            turn.release()
+
+    def _change_now(self, vg: str, name: str, argv: list[str]) -> None:
         unit = _UNIT_PREFIX + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
         with self._guard:
             waited_for_already = unit in self._own
