@@ -65,7 +65,7 @@ $(STAMPS)/venv: pyproject.toml requirements/dev.txt
 LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate $(UPGRADE)
 .PHONY: lock
 lock: venv ## Pin anew, after a change of pyproject.toml, what everything is built and tested with
-	$(LOCK) --group dev pyproject.toml --output-file requirements/dev.txt >/dev/null
+	$(LOCK) --group dev --extra kubernetes pyproject.toml --output-file requirements/dev.txt >/dev/null
 	$(LOCK) --group machine-tests --constraint requirements/dev.txt pyproject.toml \
 		--output-file requirements/machine.txt >/dev/null
 

@@ -103,6 +103,11 @@ class Lab:
         machines = tuple(Machine.load(spec, _place(name) / spec.name, network.enter) for spec in topology.machines())
         return cls(name=name, topology=topology, network=network, machines=machines, _watcher=watcher)
 
+    @property
+    def directory(self) -> Path:
+        """Where the lab's state is; it goes with the lab."""
+        return _place(self.name)
+
     def machine(self, name: str) -> Machine:
         for machine in self.machines:
             if machine.name == name:

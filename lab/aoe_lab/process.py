@@ -79,6 +79,7 @@ def start(
     output: Path | None = None,
     stdin: IO[bytes] | int = subprocess.DEVNULL,
     env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start a program in a session of its own, so that a Ctrl-C here is ours alone to answer; output goes to a file."""
     with (output or Path(os.devnull)).open("ab") as sink:
@@ -89,6 +90,7 @@ def start(
             stderr=sink,
             start_new_session=True,
             env={**os.environ, "LC_ALL": "C", **(env or {})},
+            pass_fds=tuple(pass_fds),
         )
 
 

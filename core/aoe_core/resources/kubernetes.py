@@ -1,0 +1,210 @@
+"""The Store on a real API server, through lightkube: the only module that speaks to Kubernetes for us.
+
+A change is only a hint to look: whoever waits for a resource is woken when the watch tells of it, and reads it anew.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import lightkube
+import msgspec
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
+from lightkube.types import PatchType
+
+from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
+from aoe_core.resources.fields import GROUP, VERSION, Fields
+from aoe_core.resources.node import AoENode
+from aoe_core.resources.shelf import AoEShelf
+from aoe_core.resources.snapshot import AoESnapshot
+from aoe_core.resources.store import Answer, Resource
+from aoe_core.resources.volume import AoEVolume
+
+_PLURALS: dict[type[Fields], str] = {
+    AoEVolume: "aoevolumes",
+    AoESnapshot: "aoesnapshots",
+    AoENode: "aoenodes",
+    AoEShelf: "aoeshelves",
+}
+_LOOK_ANYWAY_S = 5.0
+"""How long a waiter trusts that the watch would have told it."""
+_REQUEST_S = 20.0
+_WATCH_S = 300
+_AGAIN_S = 1.0
+
+
+class KubernetesStore:
+    """The API server that a kubeconfig names, or the one of the cluster this process runs in."""
+
+    def __init__(self, kubeconfig: Path | None = None, *, holder: str = "aoe-csi") -> None:
+        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
+        self._client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager=holder)
+        self._guard = threading.Lock()
+        self._changes: dict[type[Fields], _Changes] = {}
+
+    def get(self, kind: type[Resource], name: str) -> Resource:
+        """Return a resource. Raises: NotFound, Unreachable."""
+        with _translated(kind, name):
+            return _read(kind, self._client.get(_generic(kind), name))
+
+    def list(self, kind: type[Resource]) -> tuple[Resource, ...]:
+        """Return all resources of a kind, ordered by name. Raises: Unreachable."""
+        with _translated(kind, ""):
+            found = [_read(kind, one) for one in self._client.list(_generic(kind), chunk_size=500)]
+        return tuple(sorted(found, key=lambda one: one.metadata.name))
+
+    def create(self, resource: Resource) -> Resource:
+        """Make a resource. Raises: Conflict, Invalid, Unreachable."""
+        kind, name = type(resource), resource.metadata.name
+        with _translated(kind, name, taken=Conflict):
+            return _read(kind, self._client.create(_write(resource)))
+
+    def apply(self, kind: type[Resource], name: str, fields: Mapping[str, Any], *, holder: str) -> Resource:
+        """Set what one holder answers for. Raises: NotFound, Invalid, Busy, Unreachable."""
+        generic = _generic(kind)
+        uid = self.get(kind, name).metadata.uid
+        # With its uid, since an apply would else make what is not there.
+        wanted = _object(generic, {**_head(kind), "metadata": {"name": name, "uid": uid}, **fields})
+        with _translated(kind, name):
+            return _read(
+                kind, self._client.patch(generic, name, wanted, patch_type=PatchType.APPLY, field_manager=holder)
+            )
+
+    def update(self, resource: Resource) -> Resource:
+        """Replace spec and metadata of what has not changed since. Raises: NotFound, Busy, Invalid, Unreachable."""
+        kind, name = type(resource), resource.metadata.name
+        with _translated(kind, name):
+            return _read(kind, self._client.replace(_write(resource), name))
+
+    def update_status(self, resource: Resource) -> Resource:
+        """Replace the status of what has not changed since. Raises: NotFound, Busy, Invalid, Unreachable."""
+        kind, name = type(resource), resource.metadata.name
+        status = _object(_generic(kind).Status, dict(_write(resource)))
+        with _translated(kind, name):
+            return _read(kind, self._client.replace(status, name))
+
+    def delete(self, kind: type[Resource], name: str) -> None:
+        """Ask for a resource's end. Raises: Unreachable."""
+        with contextlib.suppress(NotFound), _translated(kind, name):
+            self._client.delete(_generic(kind), name)
+
+    def await_(
+        self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float
+    ) -> Answer | None:
+        """Look now and at every change, until there is an answer. Raises: Unreachable, and what `answer` raises."""
+        changes = self._watching(kind)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen = changes.count(name)
+            try:
+                resource: Resource | None = self.get(kind, name)
+            except NotFound:
+                resource = None
+            if (answered := answer(resource)) is not None:
+                return answered
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            changes.wait(name, seen, min(left_s, _LOOK_ANYWAY_S))
+
+    def _watching(self, kind: type[Fields]) -> "_Changes":
+        with self._guard:
+            if kind not in self._changes:
+                self._changes[kind] = _Changes(self._client, kind)
+            return self._changes[kind]
+
+
+class _Changes:
+    """Counts the changes of each resource of a kind as a watch tells of them. A watch that breaks is taken up again."""
+
+    def __init__(self, client: lightkube.Client, kind: type[Fields]) -> None:
+        self._client = client
+        self._kind = kind
+        self._changed = threading.Condition()
+        self._counts: dict[str, int] = {}
+        self._breaks = 0
+        threading.Thread(target=self._watch_for_ever, name=f"watch {kind.__name__}", daemon=True).start()
+
+    def count(self, name: str) -> tuple[int, int]:
+        """Return a number that differs once there may have been a change."""
+        with self._changed:
+            return self._breaks, self._counts.get(name, 0)
+
+    def wait(self, name: str, seen: tuple[int, int], timeout_s: float) -> None:
+        """Return when there may have been a change since `seen` was counted, or at the time limit."""
+        with self._changed:
+            self._changed.wait_for(lambda: (self._breaks, self._counts.get(name, 0)) != seen, timeout_s)
+
+    def _watch_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(ApiError, httpx2.HTTPError, OSError):
+                for event, resource in self._client.watch(_generic(self._kind), server_timeout=_WATCH_S):
+                    name = resource["metadata"]["name"]
+                    with self._changed:
+                        if event == "DELETED":
+                            # Forgotten, so that the counts do not grow for ever; the break tells who waits for it.
+                            self._counts.pop(name, None)
+                            self._breaks += 1
+                        else:
+                            self._counts[name] = self._counts.get(name, 0) + 1
+                        self._changed.notify_all()
+            with self._changed:
+                self._breaks += 1
+                self._changed.notify_all()
+            time.sleep(_AGAIN_S)
+
+
+def _generic(kind: type[Fields]) -> type[GenericGlobalResource]:
+    generic: type[GenericGlobalResource] = create_global_resource(GROUP, VERSION, kind.__name__, _PLURALS[kind])
+    return generic
+
+
+def _object(generic: type[Generic], content: Mapping[str, Any]) -> Any:
+    """Return lightkube's form of an object: a dict, whatever its signature says."""
+    return generic.from_dict(dict(content))
+
+
+def _head(kind: type[Fields]) -> dict[str, str]:
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind.__name__}
+
+
+def _read(kind: type[Resource], raw: GenericGlobalResource) -> Resource:
+    try:
+        return msgspec.convert(dict(raw), kind)
+    except msgspec.ValidationError as error:
+        name = raw["metadata"]["name"]
+        raise Invalid(
+            f"{kind.__name__} {name} cannot be read ({error}); was it made by another version of the definitions?"
+        ) from error
+
+
+def _write(resource: Fields) -> GenericGlobalResource:
+    kind = type(resource)
+    written: GenericGlobalResource = _object(_generic(kind), {**_head(kind), **msgspec.to_builtins(resource)})
+    return written
+
+
+@contextlib.contextmanager
+def _translated(kind: type[Fields], name: str, *, taken: type[AoECsiError] = Busy) -> Iterator[None]:
+    """Turn what the API server says into the one error tree."""
+    what = f"{kind.__name__} {name}".strip()
+    try:
+        yield
+    except ApiError as error:
+        code, message = error.status.code, error.status.message
+        match code:
+            case 404:
+                raise NotFound(f"{what} does not exist") from error
+            case 409:
+                raise taken(f"{what}: {message}") from error
+            case 400 | 422:
+                raise Invalid(f"{what}: {message}") from error
+            case _:
+                raise Unreachable(f"{what}: the API server answered {code}: {message}") from error
+    except (httpx2.HTTPError, OSError) as error:
+        raise Unreachable(f"{what}: the API server does not answer ({error}); is it up?") from error

@@ -1,0 +1,172 @@
+"""The control plane of a lab: etcd, kube-apiserver, kube-controller-manager and kube-scheduler in its network.
+
+Owns: their certificates, their start, and a port on this host's loopback through which programs outside the lab's
+network reach the API server. They end with the network. Refuses: durability; etcd forgets nothing only while it runs.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aoe_lab import process, progress
+from aoe_lab.errors import CommandTimedOut, LabError
+from aoe_lab.kubernetes.certificates import Authority
+from aoe_lab.kubernetes.programs import ensure_programs
+from aoe_lab.topology import GATEWAY
+
+if TYPE_CHECKING:
+    from aoe_lab.lab import Lab
+    from aoe_lab.process import Child, Finished
+
+PORT = 6443
+SERVICE_RANGE = "10.96.0.0/16"
+SERVICE_ADDRESS = "10.96.0.1"
+READY_S = 120.0
+
+
+@dataclass(slots=True, kw_only=True)
+class ControlPlane:
+    """A running control plane. `port` is the API server's on this host's loopback."""
+
+    lab: Lab
+    directory: Path
+    programs: dict[str, Path]
+    authority: Authority
+    port: int
+    children: dict[str, Child]
+
+    @classmethod
+    def start(cls, lab: Lab) -> ControlPlane:
+        """Start it in a lab's network and wait until it answers.
+
+        Raises: LabError with the end of the log of what does not start.
+        """
+        programs = ensure_programs()
+        directory = lab.directory / "control-plane"
+        authority = Authority(directory=directory)
+        authority.create()
+        authority.issue(
+            "apiserver", user="apiserver",
+            hosts=(f"IP:{GATEWAY}", "IP:127.0.0.1", f"IP:{SERVICE_ADDRESS}", "DNS:kubernetes", "DNS:localhost"),
+        )  # fmt: skip
+        authority.issue("admin", user="admin", group="system:masters")
+        authority.issue("controller-manager", user="system:kube-controller-manager")
+        authority.issue("scheduler", user="system:kube-scheduler")
+        authority.issue("kubelet-client", user="apiserver-kubelet", group="system:masters")
+        listening = socket.create_server(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        plane = cls(lab=lab, directory=directory, programs=programs, authority=authority, port=port, children={})
+        with progress.step("starting the control plane"):
+            plane._relay(listening)
+            plane._start_etcd()
+            plane._start_apiserver()
+            plane._await("kube-apiserver", "/readyz")
+            inside = f"https://{GATEWAY}:{PORT}"
+            plane._start(
+                "kube-controller-manager",
+                f"--kubeconfig={authority.kubeconfig('controller-manager', inside)}",
+                f"--service-account-private-key-file={directory / 'sa.key'}",
+                f"--root-ca-file={authority.certificate}",
+                f"--cluster-signing-cert-file={authority.certificate}",
+                f"--cluster-signing-key-file={authority.key}",
+                "--use-service-account-credentials",
+                "--leader-elect=false",
+            )
+            plane._start(
+                "kube-scheduler", f"--kubeconfig={authority.kubeconfig('scheduler', inside)}", "--leader-elect=false"
+            )
+        return plane
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's kubeconfig, for programs outside the lab's network."""
+        return self.directory / "admin.conf"
+
+    def identity(self, name: str, *, user: str, group: str = "") -> Path:
+        """Return a kubeconfig for another user, for programs outside the lab's network."""
+        self.authority.issue(name, user=user, group=group)
+        return self.authority.kubeconfig(name, f"https://127.0.0.1:{self.port}")
+
+    def kubectl(
+        self,
+        *words: str | Path,
+        stdin: str | None = None,
+        check: bool = True,
+        timeout_s: float = 60,
+        as_: str = "admin",
+    ) -> Finished:
+        """Run kubectl as an administrator, or as another identity. Raises: CommandFailed unless `check` is false."""
+        config = f"--kubeconfig={self.directory / f'{as_}.conf'}"
+        return process.run([self.programs["kubectl"], config, *words], stdin=stdin, check=check, timeout_s=timeout_s)
+
+    def _relay(self, listening: socket.socket) -> None:
+        listening.set_inheritable(True)
+        relay = Path(__file__).with_name("relay.py")
+        self.children["relay"] = process.start(
+            [*self.lab.network.enter, sys.executable, relay, str(listening.fileno()), GATEWAY, str(PORT)],
+            output=self.directory / "relay.log",
+            pass_fds=(listening.fileno(),),
+        )
+        listening.close()
+        self.authority.kubeconfig("admin", f"https://127.0.0.1:{self.port}")
+
+    def _start_etcd(self) -> None:
+        self._start(
+            "etcd",
+            f"--data-dir={self.directory / 'etcd'}",
+            "--listen-client-urls=http://127.0.0.1:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+            "--listen-peer-urls=http://127.0.0.1:2380",
+            # Nothing here outlives the lab, and a fsync costs more than all the rest.
+            "--unsafe-no-fsync",
+        )
+
+    def _start_apiserver(self) -> None:
+        place = self.directory
+        self._start(
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            f"--bind-address={GATEWAY}",
+            f"--advertise-address={GATEWAY}",
+            f"--secure-port={PORT}",
+            f"--tls-cert-file={place / 'apiserver.crt'}",
+            f"--tls-private-key-file={place / 'apiserver.key'}",
+            f"--client-ca-file={self.authority.certificate}",
+            f"--service-account-key-file={place / 'sa.pub'}",
+            f"--service-account-signing-key-file={place / 'sa.key'}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--authorization-mode=Node,RBAC",
+            "--allow-privileged=true",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--kubelet-client-certificate={place / 'kubelet-client.crt'}",
+            f"--kubelet-client-key={place / 'kubelet-client.key'}",
+            "--kubelet-preferred-address-types=InternalIP",
+        )
+
+    def _start(self, name: str, *words: str) -> None:
+        self.children[name] = process.start(
+            [*self.lab.network.enter, self.programs[name], *words], output=self.directory / f"{name}.log"
+        )
+
+    def _await(self, name: str, path: str) -> None:
+        deadline = time.monotonic() + READY_S
+        while (answer := self._asked(path)) is not None:
+            ended = [child for child, started in self.children.items() if started.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                culprit = ended[0] if ended else name
+                log = (self.directory / f"{culprit}.log").read_text(errors="replace")[-2000:]
+                raise LabError(f"{culprit} did not start ({answer}); the end of its log:\n{log}")
+            time.sleep(0.3)
+
+    def _asked(self, path: str) -> str | None:
+        """Return None once the API server answers well, else what is wrong."""
+        try:
+            finished = self.kubectl("get", f"--raw={path}", timeout_s=10, check=False)
+        except CommandTimedOut as error:
+            return str(error)
+        return None if finished.code == 0 else finished.stderr.strip()

@@ -1,0 +1,96 @@
+"""The programs of Kubernetes, built from their Go modules.
+
+Owns: which there are, and their cache. A folder of modules/ is a module of ours that requires the program's: such
+programs' own go.mod carry replace lines, which `go install` refuses, and which therefore stand again in ours.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aoe_lab import process
+from aoe_lab.cachedir import built, content_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MODULES = Path(__file__).parent / "modules"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A folder of modules/, with the packages to build: program name → package."""
+
+    folder: str
+    packages: dict[str, str]
+    link: str = ""
+    """What else the linker is told; `{version}` stands for the version of `versioned`."""
+    versioned: str = ""
+
+    @property
+    def version(self) -> str:
+        """The version of `versioned`, as its go.mod says."""
+        text = (MODULES / self.folder / "go.mod").read_text(encoding="utf-8")
+        match = re.search(rf"^\s*(?:require )?{re.escape(self.versioned)} (v\S+)", text, re.MULTILINE)
+        return match[1] if match else "v0.0.0"
+
+    def link_flags(self) -> str:
+        major, minor = self.version.lstrip("v").split(".")[:2]
+        return f"-s -w {self.link.format(version=self.version, major=major, minor=minor)}".strip()
+
+
+ETCD = Module(folder="etcd", packages={"etcd": "go.etcd.io/etcd/server/v3"}, versioned="go.etcd.io/etcd/server/v3")
+_BASE = "k8s.io/component-base/version"
+KUBERNETES = Module(
+    folder="kubernetes",
+    packages={
+        name: f"k8s.io/kubernetes/cmd/{name}"
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+    },
+    # Without it they call themselves v0.0.0, and refuse each other.
+    link=f"-X {_BASE}.gitVersion={{version}} -X {_BASE}.gitMajor={{major}} -X {_BASE}.gitMinor={{minor}}",
+    versioned="k8s.io/kubernetes",
+)
+
+
+def ensure_programs(modules: Sequence[Module] = (ETCD, KUBERNETES)) -> dict[str, Path]:
+    """Return program name → path, built where the cache lacks them (minutes)."""
+    return {name: directory / name for module in modules for directory in [_built(module)] for name in module.packages}
+
+
+def _built(module: Module) -> Path:
+    source = MODULES / module.folder
+
+    def build(place: Path) -> None:
+        # In a copy, so that nothing is ever written to the checkout.
+        for file in source.iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+        packages = list(module.packages.values())
+        process.run(
+            [
+                "go",
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                f"-ldflags={module.link_flags()}",
+                "-o",
+                f"{place}/",
+                *packages,
+            ],
+            cwd=place,
+            env={"CGO_ENABLED": "0"},
+            timeout_s=3600,
+        )
+        for name, package in module.packages.items():
+            # go names a program after its package, which may end in a major version.
+            made = place / (
+                package.split("/")[-2] if re.fullmatch(r"v\d+", package.split("/")[-1]) else package.split("/")[-1]
+            )
+            if made != place / name:
+                made.rename(place / name)
+
+    key = content_key(source, *sorted(module.packages.values()), module.link_flags())
+    return built(module.folder, key, f"building {module.folder} {module.version}", build)
