@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
     """A control plane without machines, with our custom resources defined."""
-    with Lab.start(Topology(storage=0, compute=0, sans=()), name=f"{default_name()}-api") as lab:
-        started = ControlPlane.start(lab)
+    topology = Topology(storage=0, compute=0, sans=())
+    with Lab.start(topology, name=f"{default_name()}-api") as lab, ControlPlane.start(lab) as started:
         started.kubectl("apply", "--server-side", "-f", CRDS)
         started.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS, timeout_s=90)
         yield started

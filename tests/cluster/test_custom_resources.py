@@ -46,7 +46,8 @@ REFUSED_AT_CREATION = {
     "volume-of-less-than-nothing": ("AoEVolume", "v", {**VOLUME, "size": "-1Gi"}, "spec.size"),
     "volume-of-a-fraction": ("AoEVolume", "v", {**VOLUME, "size": "1.5Gi"}, "spec.size"),
     "volume-with-a-limit-below-its-size": ("AoEVolume", "v", {**VOLUME, "maxSize": "1Mi"}, "maxSize is less than size"),
-    "volume-with-a-dotted-name": ("AoEVolume", "a.b", VOLUME, "must be a DNS label"),
+    "volume-with-a-dotted-name": ("AoEVolume", "a.b", VOLUME, "metadata.name"),
+    "volume-with-a-long-name": ("AoEVolume", "v" * 64, VOLUME, "metadata.name"),
     "volume-with-an-unknown-durability": ("AoEVolume", "v", {**VOLUME, "durability": "none"}, "Unsupported value"),
     "volume-from-nothing": ("AoEVolume", "v", {**VOLUME, "source": {}}, "name a volume or a snapshot"),
     "volume-from-two-sources": (
@@ -90,6 +91,8 @@ REFUSED_AT_CREATION = {
     "shelf-4095": ("AoEShelf", "main-4095", {**SHELF, "shelf": 4095}, "shelf 4095 cannot be used"),
     "shelf-65535": ("AoEShelf", "main-65535", {**SHELF, "shelf": 65535}, "65534"),
     "shelf-under-another-name": ("AoEShelf", "main-11", SHELF, "the name must be <san>-<shelf>"),
+    "shelf-with-a-leading-zero": ("AoEShelf", "main-010", SHELF, "metadata.name"),
+    "shelf-of-another-san": ("AoEShelf", "mainly-10", SHELF, "the name must be <san>-<shelf>"),
     "node-with-a-backward-range": (
         "AoENode",
         "storage1",

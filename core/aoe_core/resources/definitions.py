@@ -35,7 +35,10 @@ class Kind:
     struct: type[Fields]
     short_name: str
     columns: tuple[Column, ...]
-    rules: tuple[dict[str, str], ...]
+    rules: tuple[dict[str, str], ...] = ()
+    longest_name: int = 63
+    name_pattern: str | None = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+    """A DNS label, unless said otherwise: it becomes part of a logical volume's name."""
 
     @property
     def name(self) -> str:
@@ -71,7 +74,6 @@ KINDS = (
     Kind(
         struct=snapshot.AoESnapshot,
         short_name="aoes",
-        rules=snapshot.ROOT_RULES,
         columns=(
             Column(name="Ready", path=".status.ready", type="boolean"),
             Column(name="Volume", path=".spec.volume"),
@@ -84,7 +86,8 @@ KINDS = (
     Kind(
         struct=node.AoENode,
         short_name="aoen",
-        rules=node.ROOT_RULES,
+        longest_name=253,
+        name_pattern=None,
         columns=(
             Column(name="Ready", path=".status.conditions[?(@.type=='Ready')].status"),
             Column(name="Free", path=".status.free"),
@@ -99,6 +102,8 @@ KINDS = (
         struct=shelf.AoEShelf,
         short_name="aoesh",
         rules=shelf.ROOT_RULES,
+        longest_name=69,
+        name_pattern=shelf.NAME_PATTERN,
         columns=(
             Column(name="SAN", path=".spec.san"),
             Column(name="Shelf", path=".spec.shelf", type="integer"),
@@ -113,7 +118,7 @@ def definition(kind: Kind) -> dict[str, Any]:
     """Return the CustomResourceDefinition of one kind."""
     schema = structural(kind.struct)
     # The API server knows the first three itself, and lets a schema say nothing more of them.
-    known = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    known = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": _metadata(kind)}
     properties = schema["properties"] = {**known, **{k: v for k, v in schema["properties"].items() if k not in known}}
     has_status = "status" in properties
     if has_status:
@@ -187,6 +192,14 @@ def _structural(schema: Mapping[str, Any], components: Mapping[str, Any]) -> dic
 def _merged_rules(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
     validations = [*inner.get("x-kubernetes-validations", ()), *outer.get("x-kubernetes-validations", ())]
     return {**outer, **({"x-kubernetes-validations": validations} if validations else {})}
+
+
+def _metadata(kind: Kind) -> dict[str, Any]:
+    # All that may be said of metadata. The limit also keeps the price of rules that read the name in bounds.
+    name: dict[str, Any] = {"type": "string", "maxLength": kind.longest_name}
+    if kind.name_pattern is not None:
+        name["pattern"] = kind.name_pattern
+    return {"type": "object", "properties": {"name": name}}
 
 
 def _column(column: Column) -> dict[str, Any]:

@@ -166,6 +166,3 @@ class AoENode(Fields, frozen=True, kw_only=True):
         ),
     ]
     status: Annotated[AoENodeStatus, Meta(description="What the node says it has.")] = AoENodeStatus()
-
-
-ROOT_RULES: tuple[dict[str, str], ...] = ()

@@ -49,9 +49,14 @@ def shelf_name(san: str, shelf: int) -> str:
     return f"{san}-{shelf}"
 
 
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?-(0|[1-9][0-9]{0,4})$"
+"""No leading zeros: else `main-010` would claim shelf 10 a second time."""
+
 ROOT_RULES = (
+    # Not by writing the number out: the API server reckons such a text to be of any length, and refuses the rule.
     rule(
-        "self.metadata.name == self.spec.san + '-' + string(self.spec.shelf)",
+        "self.metadata.name.startsWith(self.spec.san + '-')"
+        " && int(self.metadata.name.substring(self.spec.san.size() + 1)) == self.spec.shelf",
         "the name must be <san>-<shelf>: it is what makes the claim the only one",
     ),
 )

@@ -48,11 +48,3 @@ class AoESnapshot(Fields, frozen=True, kw_only=True):
         rules(rule("self == oldSelf", "a snapshot cannot change; take another one")),
     ]
     status: Annotated[AoESnapshotStatus, Meta(description="What has become of it.")] = AoESnapshotStatus()
-
-
-ROOT_RULES = (
-    rule(
-        "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
-        "the name must be a DNS label of at most 63 characters: it becomes part of a logical volume's name",
-    ),
-)

@@ -94,9 +94,9 @@ class AoEVolumeSpec(Fields, frozen=True, kw_only=True):
         Durability, Meta(description="sync: vblade -s. direct-sync: vblade -d -s, past the storage node's cache.")
     ] = Durability.SYNC
     wipe: Annotated[Wipe, Meta(description="How a thick volume is made unreadable when it is deleted.")] = Wipe.ZERO
-    source: Annotated[
-        Annotated[Source, _ONE_SOURCE] | None, Meta(description="What it begins as a copy of; left out: empty.")
-    ] = None
+    source: Annotated[Source | None, Meta(description="What it begins as a copy of; left out: empty."), _ONE_SOURCE] = (
+        None
+    )
     node: Annotated[
         ObjectName | None,
         Meta(description="The storage node. Left out, it is chosen; once accepted there, it stays."),
@@ -198,9 +198,5 @@ ROOT_RULES = (
         "!has(oldSelf.spec.node) || (has(self.spec.node) && self.spec.node == oldSelf.spec.node)"
         " || !has(oldSelf.status) || !has(oldSelf.status.node)",
         "a storage node has taken this volume on and its data is there; make a volume on the other node and copy",
-    ),
-    rule(
-        "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
-        "the name must be a DNS label of at most 63 characters: it becomes part of a logical volume's name",
     ),
 )

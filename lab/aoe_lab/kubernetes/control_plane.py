@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from aoe_lab import process, progress
 from aoe_lab.errors import CommandTimedOut, LabError
@@ -20,6 +20,8 @@ from aoe_lab.kubernetes.programs import ensure_programs
 from aoe_lab.topology import GATEWAY
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from aoe_lab.lab import Lab
     from aoe_lab.process import Child, Finished
 
@@ -41,7 +43,7 @@ class ControlPlane:
     children: dict[str, Child]
 
     @classmethod
-    def start(cls, lab: Lab) -> ControlPlane:
+    def start(cls, lab: Lab) -> Self:
         """Start it in a lab's network and wait until it answers.
 
         Raises: LabError with the end of the log of what does not start.
@@ -103,6 +105,21 @@ class ControlPlane:
         """Run kubectl as an administrator, or as another identity. Raises: CommandFailed unless `check` is false."""
         config = f"--kubeconfig={self.directory / f'{as_}.conf'}"
         return process.run([self.programs["kubectl"], config, *words], stdin=stdin, check=check, timeout_s=timeout_s)
+
+    def stop(self) -> None:
+        """End it; what it remembered is gone with the lab's directory."""
+        for child in self.children.values():
+            child.kill()
+        for child in self.children.values():
+            child.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def _relay(self, listening: socket.socket) -> None:
         listening.set_inheritable(True)

@@ -53,6 +53,7 @@ def test_schemas_are_structural(kind: Kind) -> None:
 def test_every_field_says_what_it_is(kind: Kind) -> None:
     root = root_of(kind)
     known_to_the_server = [root["properties"][name] for name in ("apiVersion", "kind", "metadata")]
+    known_to_the_server += [root["properties"]["metadata"]["properties"]["name"]]
     for schema in schemas(root):
         for name, inner in schema.get("properties", {}).items():
             assert inner.get("description") or inner in known_to_the_server, name
