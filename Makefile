@@ -140,8 +140,12 @@ evidence-lab: setup
 evidence-lab-long: setup
 	$(PYTEST) --evidence lab-long -m long tests/lab
 
+.PHONY: test-cluster
+test-cluster: setup ## Test on a real Kubernetes control plane, built from its modules (the first time some ten minutes)
+	$(PYTEST) -m 'not long' tests/cluster
+
 .PHONY: test
-test: lint test-unit test-lab ## Do all three, cheapest first
+test: lint test-unit test-lab test-cluster ## Do all four, cheapest first
 
 .PHONY: test-long
 test-long: setup ## Run the tests that take minutes or hours

@@ -33,3 +33,12 @@ def plane() -> Iterator[ControlPlane]:
         started.kubectl("apply", "--server-side", "-f", CRDS)
         started.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS, timeout_s=90)
         yield started
+
+
+@pytest.fixture
+def clean(plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane, without any resource of ours once the test has ended."""
+    yield plane
+    for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves"):
+        # As one collection: kubectl delete --all asks for each, ten in a second.
+        plane.kubectl("delete", f"--raw=/apis/aoe-csi.dev/v1alpha1/{plural}")

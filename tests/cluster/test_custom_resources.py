@@ -1,7 +1,6 @@
 """The definitions on a real API server: what it refuses, and what a person reads."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,12 +30,6 @@ NODE: Spec = {
 }
 LIVE = "multi-node-multi-writer"
 READERS = "multi-node-reader-only"
-
-
-@pytest.fixture
-def clean(plane: ControlPlane) -> Iterator[ControlPlane]:
-    yield plane
-    plane.kubectl("delete", "aoev,aoes,aoen,aoesh", "--all", "--wait=true")
 
 
 REFUSED_AT_CREATION = {

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx2
 import lightkube
@@ -46,6 +47,20 @@ class KubernetesStore:
         self._client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager=holder)
         self._guard = threading.Lock()
         self._changes: dict[type[Fields], _Changes] = {}
+
+    def close(self) -> None:
+        """Let go of all connections; whoever waits is told nothing more."""
+        for changes in self._changes.values():
+            changes.stop()
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def get(self, kind: type[Resource], name: str) -> Resource:
         """Return a resource. Raises: NotFound, Unreachable."""
@@ -128,7 +143,12 @@ class _Changes:
         self._changed = threading.Condition()
         self._counts: dict[str, int] = {}
         self._breaks = 0
+        self._stopped = threading.Event()
         threading.Thread(target=self._watch_for_ever, name=f"watch {kind.__name__}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer; the thread ends with its connection."""
+        self._stopped.set()
 
     def count(self, name: str) -> tuple[int, int]:
         """Return a number that differs once there may have been a change."""
@@ -141,7 +161,7 @@ class _Changes:
             self._changed.wait_for(lambda: (self._breaks, self._counts.get(name, 0)) != seen, timeout_s)
 
     def _watch_for_ever(self) -> None:
-        while True:
+        while not self._stopped.is_set():
             with contextlib.suppress(ApiError, httpx2.HTTPError, OSError):
                 for event, resource in self._client.watch(_generic(self._kind), server_timeout=_WATCH_S):
                     name = resource["metadata"]["name"]
@@ -156,7 +176,7 @@ class _Changes:
             with self._changed:
                 self._breaks += 1
                 self._changed.notify_all()
-            time.sleep(_AGAIN_S)
+            self._stopped.wait(_AGAIN_S)
 
 
 def _generic(kind: type[Fields]) -> type[GenericGlobalResource]:

@@ -15,7 +15,7 @@ Answer = TypeVar("Answer")
 class Store(Protocol):
     """Reads are of the present: nothing is answered from memory.
 
-    Every method raises Unreachable when the API server does not answer, and Refused when it forbids.
+    Every method raises Unreachable when the API server does not answer, or forbids.
     """
 
     def get(self, kind: type[Resource], name: str) -> Resource:
