@@ -4,6 +4,7 @@ A change is only a hint to look: whoever waits for a resource is woken when the 
 """
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,12 +45,16 @@ class KubernetesStore:
 
     def __init__(self, kubeconfig: Path | None = None, *, holder: str = "aoe-csi") -> None:
         config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
-        self._client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager=holder)
+        self._connect = functools.partial(
+            lightkube.Client, config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager=holder
+        )
+        self._client = self._connect()
         self._guard = threading.Lock()
         self._changes: dict[type[Fields], _Changes] = {}
 
     def close(self) -> None:
-        """Let go of all connections; whoever waits is told nothing more."""
+        """Let go of the connections; no call may be under way. A watch keeps its own, and ends with its next event: a
+        socket closed under the thread that reads it may be another one's by the time it is read."""
         for changes in self._changes.values():
             changes.stop()
         self._client.close()
@@ -130,7 +135,7 @@ class KubernetesStore:
     def _watching(self, kind: type[Fields]) -> "_Changes":
         with self._guard:
             if kind not in self._changes:
-                self._changes[kind] = _Changes(self._client, kind)
+                self._changes[kind] = _Changes(self._connect(), kind)
             return self._changes[kind]
 
 
@@ -164,6 +169,8 @@ class _Changes:
         while not self._stopped.is_set():
             with contextlib.suppress(ApiError, httpx2.HTTPError, OSError):
                 for event, resource in self._client.watch(_generic(self._kind), server_timeout=_WATCH_S):
+                    if self._stopped.is_set():
+                        break
                     name = resource["metadata"]["name"]
                     with self._changed:
                         if event == "DELETED":
@@ -177,6 +184,7 @@ class _Changes:
                 self._breaks += 1
                 self._changed.notify_all()
             self._stopped.wait(_AGAIN_S)
+        self._client.close()
 
 
 def _generic(kind: type[Fields]) -> type[GenericGlobalResource]:

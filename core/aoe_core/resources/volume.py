@@ -152,6 +152,15 @@ class GrantStatus(Fields, frozen=True, kw_only=True):
     granted_at: Annotated[Time, Meta(description="Since when it is in force.")]
 
 
+class Refusal(Fields, frozen=True, kw_only=True):
+    """A ticket that no grant answers, and why."""
+
+    node: Annotated[ObjectName, Meta(description="The compute node.")]
+    node_id: Annotated[NodeId, Meta(description="The ticket's nodeId.")]
+    reason: Annotated[str, Meta(max_length=64, description="The kind of error, in one word.")]
+    message: Annotated[str, Meta(max_length=1024, description="The fact, and what to do about it.")]
+
+
 class Progress(Fields, frozen=True, kw_only=True):
     """Work that takes a while."""
 
@@ -178,6 +187,11 @@ class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
     grants: Annotated[
         tuple[GrantStatus, ...],
         Meta(max_length=MAX_TICKETS, description="The grants in force."),
+        keyed_by("node"),
+    ] = ()
+    refusals: Annotated[
+        tuple[Refusal, ...],
+        Meta(max_length=MAX_TICKETS, description="The tickets that could not be granted yet."),
         keyed_by("node"),
     ] = ()
     holders: Annotated[str, Meta(max_length=4096, description="The same in one line, for a table.")] = ""

@@ -1,0 +1,393 @@
+"""A cluster as a Provisioner: writes what is wanted as resources, and waits until their storage node has done it.
+
+Owns: the wording of wishes, and the patience. Refuses: to decide about storage; that is the storage node's, and its
+answers come back as conditions. What is not done in time goes on, and the same call again finds it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from aoe_core.errors import Busy, Conflict, InUse, Invalid, NoSpace, NotFound, Unfinished
+from aoe_core.model import (
+    AccessMode,
+    Attachment,
+    Capacity,
+    NodeIdentity,
+    NodeName,
+    PoolName,
+    SanName,
+    Snapshot,
+    SnapshotId,
+    Volume,
+    VolumeId,
+    VolumeSpec,
+    VolumeStatus,
+)
+from aoe_core.resources import conditions, conversion
+from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
+from aoe_core.resources.node import AoENode
+from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotSpec
+from aoe_core.resources.store import Answer, Store
+from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, Ticket
+
+PATIENCE_S = 50.0
+"""How long a call waits for the storage node; below the sidecars' --timeout, so that our sentence reaches the claim."""
+
+Seen = TypeVar("Seen", AoEVolume, AoESnapshot)
+
+_DECIDED = ("pool", "san", "durability", "wipe", "source")
+
+
+class ClusterProvisioner:
+    """Volumes, snapshots and grants of a whole cluster."""
+
+    def __init__(self, store: Store, *, patience_s: float = PATIENCE_S) -> None:
+        self._store = store
+        self._patience_s = patience_s
+
+    # --- what there is ------------------------------------------------------------------------------------------
+
+    def pools(self) -> tuple[PoolName, ...]:
+        """Return the pools that any storage node offers."""
+        return tuple(sorted({PoolName(pool.name) for node in self._nodes() for pool in node.spec.pools}))
+
+    def sans(self) -> tuple[SanName, ...]:
+        """Return the SANs that any storage node is on."""
+        return tuple(sorted({SanName(san.name) for node in self._nodes() for san in node.spec.sans}))
+
+    def has_snapshots(self) -> bool:
+        """Say whether any pool can take snapshots."""
+        return any(pool.thin_pool is not None for node in self._nodes() for pool in node.spec.pools)
+
+    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
+        """Return what the ready storage nodes on a SAN can still give out."""
+        parts = [
+            status
+            for node in self._nodes()
+            if is_ready(node) and not node.spec.unschedulable and (san is None or _is_on(node, san))
+            for status in node.status.pools
+            if pool in (None, status.name)
+        ]
+        return Capacity(
+            available_bytes=sum(parse_quantity(part.available) for part in parts),
+            maximum_volume_bytes=max((parse_quantity(part.largest_volume) for part in parts), default=0),
+        )
+
+    def get_volume(self, volume_id: VolumeId) -> VolumeStatus:
+        """Return a ready volume and who holds it. Raises: NotFound."""
+        return conversion.status_of(self._ready_volume(volume_id))
+
+    def list_volumes(self) -> tuple[VolumeStatus, ...]:
+        """Return every ready volume, ordered by id."""
+        return tuple(conversion.status_of(one) for one in self._store.list(AoEVolume) if _is_given_out(one))
+
+    def get_snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
+        """Return a ready snapshot. Raises: NotFound."""
+        snapshot = self._store.get(AoESnapshot, snapshot_id)
+        if not snapshot.status.ready:
+            raise NotFound(f"snapshot {snapshot_id} is not taken yet; wait until it is ready")
+        return conversion.snapshot_of(snapshot)
+
+    def list_snapshots(self) -> tuple[Snapshot, ...]:
+        """Return every ready snapshot, ordered by id."""
+        return tuple(conversion.snapshot_of(one) for one in self._store.list(AoESnapshot) if one.status.ready)
+
+    # --- volumes ------------------------------------------------------------------------------------------------
+
+    def create_volume(self, spec: VolumeSpec) -> Volume:
+        """Ask for a volume and wait until it is ready; a refusal takes the wish back."""
+        wanted = conversion.wanted_of(spec)
+        volume = self._find_volume(spec.volume_id)
+        if volume is None:
+            try:
+                volume = self._store.create(AoEVolume(metadata=ObjectMeta(name=spec.volume_id), spec=wanted))
+            except Conflict:
+                volume = self._store.get(AoEVolume, spec.volume_id)
+        _require_not_going(volume)
+        _require_same(volume, wanted)
+        uid = volume.metadata.uid
+
+        def made(seen: AoEVolume | None) -> Volume | None:
+            if seen is None or seen.metadata.uid != uid:
+                raise Busy(f"volume {spec.volume_id} was deleted while it was being made; ask again")
+            if _is_given_out(seen):
+                return conversion.volume_of(seen)
+            self._raise_refusal(seen, take_back=True)
+            return None
+
+        return self._await(AoEVolume, spec.volume_id, made, _how_far)
+
+    def delete_volume(self, volume_id: VolumeId) -> None:
+        """Ask for a volume's end and wait until its name is free."""
+        volume = self._find_volume(volume_id)
+        if volume is None:
+            return
+        if volume.spec.tickets:
+            raise _in_use(volume)
+        self._store.delete(AoEVolume, volume_id)
+        uid = volume.metadata.uid
+
+        def gone(seen: AoEVolume | None) -> bool | None:
+            if seen is None or seen.metadata.uid != uid:
+                return True
+            self._raise_refusal(seen, take_back=False, of="Deleted")
+            return None
+
+        self._await(AoEVolume, volume_id, gone, lambda _: f"volume {volume_id} is being deleted")
+
+    def expand_volume(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> Volume:
+        """Ask for more and wait until the volume has it."""
+        volume = self._ready_volume(volume_id)
+        now_bytes = parse_quantity(volume.spec.size)
+        if size_bytes > now_bytes:
+            volume = self._store.update(
+                msgspec.structs.replace(
+                    volume,
+                    spec=msgspec.structs.replace(
+                        volume.spec,
+                        size=quantity(size_bytes),
+                        max_size=quantity(limit_bytes) if limit_bytes else None,
+                    ),
+                )
+            )
+        elif limit_bytes and now_bytes > limit_bytes:
+            raise Conflict(f"volume {volume_id} has {volume.spec.size} already, over the limit; ask for at least that")
+        wanted_bytes, generation = max(size_bytes, now_bytes), volume.metadata.generation
+
+        def grown(seen: AoEVolume | None) -> Volume | None:
+            if seen is None:
+                raise NotFound(f"volume {volume_id} does not exist")
+            if seen.status.size and parse_quantity(seen.status.size) >= wanted_bytes:
+                return conversion.volume_of(seen)
+            self._raise_refusal(seen, take_back=False, of="Expanded", since=generation)
+            return None
+
+        return self._await(AoEVolume, volume_id, grown, lambda _: f"volume {volume_id} is being expanded")
+
+    # --- grants -------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, volume_id: VolumeId, node: NodeIdentity, mode: AccessMode, *, read_only: bool, block: bool
+    ) -> Attachment:
+        """Apply a node's ticket and wait until its grant is in force."""
+        volume = self._ready_volume(volume_id)
+        ticket = Ticket(
+            node=node.name, node_id=str(node), mode=mode, writable=mode.writes and not read_only, block=block
+        )
+        own = next((one for one in volume.spec.tickets if one.node == node.name), None)
+        if own is not None and (own.mode, own.writable, own.block) != (ticket.mode, ticket.writable, ticket.block):
+            raise Conflict(
+                f"volume {volume_id} is published to node {node.name} already as {own.mode.value}; unpublish it first"
+            )
+        if own != ticket:
+            try:
+                volume = self._store.apply(
+                    AoEVolume, volume_id, {"spec": {"tickets": [msgspec.to_builtins(ticket)]}},
+                    holder=f"ticket-{node.name}"[:128],
+                )  # fmt: skip
+            except Invalid as refusal:
+                volume = self._ready_volume(volume_id)
+                others = [one for one in volume.spec.tickets if one.node != node.name]
+                if not others:
+                    raise
+                raise _in_use(volume) from refusal
+
+        def granted(seen: AoEVolume | None) -> Attachment | None:
+            if seen is None or not any(one.node == node.name for one in seen.spec.tickets):
+                raise Busy(f"volume {volume_id} was taken from node {node.name} meanwhile; ask again")
+            for grant in seen.status.grants:
+                if grant.node == node.name and grant.node_id == ticket.node_id and grant.mode is mode:
+                    return conversion.attachment_of(volume_id, grant)
+            for refused in seen.status.refusals:
+                if refused.node == node.name and refused.node_id == ticket.node_id:
+                    error = conditions.error_of(refused.reason, refused.message)
+                    if error is not None and not isinstance(error, (Busy, Unfinished)):
+                        raise error
+            return None
+
+        return self._await(AoEVolume, volume_id, granted, lambda _: f"volume {volume_id} is being exported")
+
+    def unpublish(self, volume_id: VolumeId, node: NodeName | None) -> None:
+        """Take back tickets and wait until their grants are revoked."""
+        volume = self._take_back(volume_id, node)
+        if volume is None:
+            return
+        generation = volume.metadata.generation
+
+        def revoked(seen: AoEVolume | None) -> bool | None:
+            if seen is None:
+                return True
+            held = any(grant.node == node or node is None for grant in seen.status.grants)
+            if not held and seen.status.observed_generation >= generation:
+                return True
+            self._raise_refusal(seen, take_back=False, of="Revoked", since=generation)
+            return None
+
+        self._await(AoEVolume, volume_id, revoked, lambda _: f"volume {volume_id} is being taken back")
+
+    def _take_back(self, volume_id: VolumeId, node: NodeName | None) -> AoEVolume | None:
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            volume = self._find_volume(volume_id)
+            if volume is None or not (volume.spec.tickets or volume.status.grants):
+                return None
+            kept = tuple(one for one in volume.spec.tickets if node is not None and one.node != node)
+            if kept == volume.spec.tickets:
+                return volume
+            fresh = msgspec.structs.replace(volume, spec=msgspec.structs.replace(volume.spec, tickets=kept))
+            try:
+                return self._store.update(fresh)
+            except NotFound:
+                return None
+            except Busy:
+                # Somebody else changed it between our look and our word.
+                if time.monotonic() > deadline:
+                    raise
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    def create_snapshot(self, snapshot_id: SnapshotId, source: VolumeId) -> Snapshot:
+        """Ask a volume's storage node for a snapshot and wait until it is taken."""
+        snapshot = self._find_snapshot(snapshot_id)
+        if snapshot is None:
+            volume = self._ready_volume(source)
+            assert volume.status.node is not None
+            spec = AoESnapshotSpec(volume=source, node=volume.status.node)
+            try:
+                snapshot = self._store.create(AoESnapshot(metadata=ObjectMeta(name=snapshot_id), spec=spec))
+            except Conflict:
+                snapshot = self._store.get(AoESnapshot, snapshot_id)
+        if snapshot.spec.volume != source:
+            raise Conflict(f"snapshot {snapshot_id} exists, of volume {snapshot.spec.volume}; choose another name")
+
+        def taken(seen: AoESnapshot | None) -> Snapshot | None:
+            if seen is None:
+                raise Busy(f"snapshot {snapshot_id} was deleted while it was being taken; ask again")
+            if seen.status.ready:
+                return conversion.snapshot_of(seen)
+            refused = conditions.find(seen.status.conditions, "Ready")
+            error = conditions.error_of(refused.reason, refused.message) if refused else None
+            if error is not None and not isinstance(error, (Busy, Unfinished)):
+                self._store.delete(AoESnapshot, snapshot_id)
+                raise error
+            return None
+
+        return self._await(AoESnapshot, snapshot_id, taken, lambda _: f"snapshot {snapshot_id} is being taken")
+
+    def delete_snapshot(self, snapshot_id: SnapshotId) -> None:
+        """Ask for a snapshot's end and wait for it."""
+        if self._find_snapshot(snapshot_id) is None:
+            return
+        self._store.delete(AoESnapshot, snapshot_id)
+        self._await(
+            AoESnapshot,
+            snapshot_id,
+            lambda seen: True if seen is None else None,
+            lambda _: f"snapshot {snapshot_id} is being removed",
+        )
+
+    # --- what several of them need ------------------------------------------------------------------------------
+
+    def _nodes(self) -> tuple[AoENode, ...]:
+        return tuple(node for node in self._store.list(AoENode) if not node.spec.decommissioned)
+
+    def _find_volume(self, volume_id: VolumeId) -> AoEVolume | None:
+        try:
+            return self._store.get(AoEVolume, volume_id)
+        except NotFound:
+            return None
+
+    def _find_snapshot(self, snapshot_id: SnapshotId) -> AoESnapshot | None:
+        try:
+            return self._store.get(AoESnapshot, snapshot_id)
+        except NotFound:
+            return None
+
+    def _ready_volume(self, volume_id: VolumeId) -> AoEVolume:
+        volume = self._store.get(AoEVolume, volume_id)
+        _require_not_going(volume)
+        if volume.status.phase == "Lost":
+            refused = conditions.find(volume.status.conditions, "Ready")
+            raise NoSpace(refused.message if refused else f"volume {volume_id} is lost; see its conditions")
+        if not _is_given_out(volume):
+            raise NotFound(f"volume {volume_id} is not made yet; wait until it is Ready")
+        return volume
+
+    def _raise_refusal(self, volume: AoEVolume, *, take_back: bool, of: str = "Ready", since: int = 0) -> None:
+        for type_ in ("Placed", of):
+            condition = conditions.find(volume.status.conditions, type_)
+            if condition is None or condition.status != "False" or condition.observed_generation < since:
+                continue
+            error = conditions.error_of(condition.reason, condition.message)
+            if error is None or isinstance(error, (Busy, Unfinished)):
+                continue
+            if take_back:
+                # Else the wish would stand, and be granted once there is room, with nobody left who knows of it.
+                self._store.delete(AoEVolume, volume.metadata.name)
+            raise error
+
+    def _await(
+        self,
+        kind: type[Seen],
+        name: str,
+        answer: Callable[[Seen | None], Answer | None],
+        how_far: Callable[[Seen], str],
+    ) -> Answer:
+        last: list[Seen] = []
+
+        def looked(seen: Seen | None) -> Answer | None:
+            if seen is not None:
+                last[:] = [seen]
+            return answer(seen)
+
+        answered = self._store.await_(kind, name, looked, timeout_s=self._patience_s)
+        if answered is None:
+            where = how_far(last[0]) if last else f"{kind.__name__} {name} is not there yet"
+            raise Unfinished(f"{where}; ask again, and look at kubectl describe {kind.__name__.lower()} {name}")
+        return answered
+
+
+def is_ready(node: AoENode) -> bool:
+    """Say whether a storage node says of itself that it can take volumes."""
+    condition = conditions.find(node.status.conditions, "Ready")
+    return condition is not None and condition.status == "True"
+
+
+def _is_on(node: AoENode, san: SanName) -> bool:
+    return any(one.name == san for one in node.spec.sans)
+
+
+def _is_given_out(volume: AoEVolume) -> bool:
+    return volume.status.phase == "Ready" and volume.metadata.deletion_timestamp is None
+
+
+def _require_not_going(volume: AoEVolume) -> None:
+    if volume.metadata.deletion_timestamp is not None:
+        raise Busy(f"volume {volume.metadata.name} is being deleted; ask again when it is gone")
+
+
+def _require_same(volume: AoEVolume, wanted: AoEVolumeSpec) -> None:
+    differing = [field for field in _DECIDED if getattr(volume.spec, field) != getattr(wanted, field)]
+    have_bytes = parse_quantity(volume.status.size or volume.spec.size)
+    if have_bytes < parse_quantity(wanted.size) or (wanted.max_size and have_bytes > parse_quantity(wanted.max_size)):
+        differing.append("size")
+    if differing:
+        raise Conflict(
+            f"volume {volume.metadata.name} exists with another {' and '.join(differing)}; choose another name"
+        )
+
+
+def _in_use(volume: AoEVolume) -> InUse:
+    holders = ", ".join(f"{one.node} ({one.mode.value})" for one in volume.spec.tickets)
+    return InUse(f"volume {volume.metadata.name} is published to {holders}; unpublish it there first")
+
+
+def _how_far(volume: AoEVolume) -> str:
+    name, progress = volume.metadata.name, volume.status.progress
+    if progress is not None:
+        return f"volume {name}: {progress.work}, {progress.percent} % done"
+    where = f"storage node {volume.spec.node}" if volume.spec.node else "no storage node yet"
+    return f"volume {name} is being made on {where}"

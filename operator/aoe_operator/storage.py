@@ -1,0 +1,315 @@
+"""The storage role: makes one storage node's LVM and exports what the resources placed on it say.
+
+Level-triggered: `reconcile` looks at one resource and at the host, and does what is missing, whatever came before.
+Owns: the finalizer of its resources, and their status. Refuses: volumes of other nodes; to make anew what was once
+Ready; to delete what is held.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from aoe_core.errors import AoECsiError, Busy, InUse, NotFound, Unfinished, Unreachable
+from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, VolumeId, serial_of
+from aoe_core.resources import conditions, conversion
+from aoe_core.resources.conditions import time_of
+from aoe_core.resources.fields import Condition, quantity
+from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
+from aoe_core.resources.store import Store
+from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
+from aoe_core.volumes.engine import Engine
+
+log = logging.getLogger(__name__)
+
+FINALIZER = "aoe-csi.dev/storage"
+_SOON_S = 1.0
+_LATER_S = 30.0
+
+
+@dataclass(slots=True)
+class _Round:
+    """What one look at a volume comes to: its next status, and when to look again (None: when it changes)."""
+
+    status: AoEVolumeStatus
+    again_s: float | None = None
+
+    def postpone(self, error: AoECsiError) -> None:
+        """Look again: soon at what may be over in a moment, later at what a person must mend."""
+        after_s = _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+        self.again_s = after_s if self.again_s is None else min(self.again_s, after_s)
+
+
+class StorageRole:
+    """The storage role of one node."""
+
+    def __init__(self, node: str, engine: Engine, store: Store, now_s: Callable[[], int]) -> None:
+        self._node = node
+        self._engine = engine
+        self._store = store
+        self._now_s = now_s
+
+    # --- volumes ------------------------------------------------------------------------------------------------
+
+    def reconcile_volume(self, name: str) -> float | None:
+        """Bring one volume a step nearer to what is wanted.
+
+        Returns: after how many seconds to look again, None when it is as wanted. Raises: Busy when somebody changed
+        the resource meanwhile, Unreachable when the API server does not answer.
+        """
+        try:
+            volume = self._store.get(AoEVolume, name)
+        except NotFound:
+            return None
+        if volume.spec.node != self._node or volume.status.node not in (None, self._node):
+            return None
+        if volume.metadata.deletion_timestamp is not None:
+            return self._end_volume(volume)
+        if volume.status.node is None:
+            volume = self._accept(volume)
+        work = _Round(replace(volume.status, observed_generation=volume.metadata.generation))
+        made = self._ensure(volume, work)
+        if made is not None:
+            made = self._ensure_size(volume, made, work)
+            self._ensure_grants(volume, work)
+            work.status = replace(
+                work.status,
+                size=quantity(made.size_bytes),
+                device_size=quantity(made.device_bytes),
+                filesystem=made.filesystem or "",
+            )
+        if work.status != volume.status:
+            self._store.update_status(replace(volume, status=work.status))
+        return work.again_s
+
+    def _accept(self, volume: AoEVolume) -> AoEVolume:
+        """Take a volume on: first the finalizer, so that it cannot vanish, then the word that binds it here."""
+        if FINALIZER not in volume.metadata.finalizers:
+            metadata = replace(volume.metadata, finalizers=(*volume.metadata.finalizers, FINALIZER))
+            volume = self._store.update(replace(volume, metadata=metadata))
+        status = replace(
+            volume.status, node=self._node, phase="Creating", serial=serial_of(VolumeId(volume.metadata.name))
+        )
+        return self._store.update_status(replace(volume, status=status))
+
+    def _ensure(self, volume: AoEVolume, work: _Round) -> Volume | None:
+        """Make the volume if it never was; what once was Ready and is gone is lost, and never made empty again."""
+        volume_id = VolumeId(volume.metadata.name)
+        was_ready = volume.status.phase in ("Ready", "Lost")
+        try:
+            if was_ready:
+                made = self._engine.get_volume(volume_id).volume
+            else:
+                made = self._engine.create_volume(conversion.request_of(volume))
+        except NotFound as error:
+            if not was_ready:
+                self._say(volume, work, "Ready", error)
+                work.postpone(error)
+                return None
+            lost = NotFound(
+                f"volume {volume_id} was ready and is not in LVM any more: bring its disks back; it is never made anew"
+            )
+            work.status = replace(work.status, phase="Lost")
+            self._say(volume, work, "Ready", lost, reason="Lost")
+            work.postpone(lost)
+            return None
+        except AoECsiError as error:
+            self._say(volume, work, "Ready", error)
+            work.postpone(error)
+            return None
+        work.status = replace(work.status, phase="Ready")
+        self._say(volume, work, "Ready", None, message="the volume is in LVM and can be published")
+        return made
+
+    def _ensure_size(self, volume: AoEVolume, made: Volume, work: _Round) -> Volume:
+        asked = conversion.request_of(volume)
+        if asked.size_bytes <= made.size_bytes:
+            return made
+        try:
+            grown = self._engine.expand_volume(asked.volume_id, asked.size_bytes, asked.limit_bytes)
+        except AoECsiError as error:
+            self._say(volume, work, "Expanded", error)
+            work.postpone(error)
+            return made
+        self._say(volume, work, "Expanded", None, message=f"the volume has {quantity(grown.size_bytes)}")
+        return grown
+
+    def _ensure_grants(self, volume: AoEVolume, work: _Round) -> None:
+        """Revoke what no ticket asks for, then grant what tickets ask for."""
+        volume_id = VolumeId(volume.metadata.name)
+        in_force = {grant.node: grant for grant in self._engine.get_volume(volume_id).grants}
+        wanted = {ticket.node: ticket for ticket in volume.spec.tickets}
+        self._revoke(volume, work, {node: one for node, one in in_force.items() if node not in wanted})
+        grants: list[GrantStatus] = []
+        refusals: list[Refusal] = []
+        for ticket in wanted.values():
+            told = next((one for one in volume.status.grants if one.node == ticket.node), None)
+            grant = in_force.get(NodeName(ticket.node))
+            if told is not None and grant is not None and told.node_id == ticket.node_id == grant.node_id:
+                grants.append(told)
+                continue
+            try:
+                grants.append(self._grant(volume_id, ticket))
+            except AoECsiError as error:
+                work.postpone(error)
+                refusals.append(
+                    Refusal(
+                        node=ticket.node, node_id=ticket.node_id, reason=type(error).__name__, message=str(error)[:1024]
+                    )
+                )
+        left = self._engine.get_volume(volume_id).grants
+        # A grant that could not be revoked is still in force, and the table must say so.
+        grants += [
+            one
+            for one in volume.status.grants
+            if one.node not in wanted and any(grant.node == one.node for grant in left)
+        ]
+        work.status = replace(
+            work.status,
+            grants=tuple(grants),
+            refusals=tuple(refusals),
+            holders=", ".join(f"{one.node} ({one.address or one.transport.value})" for one in grants),
+        )
+
+    def _revoke(self, volume: AoEVolume, work: _Round, unwanted: dict[NodeName, Grant]) -> None:
+        volume_id, failed = VolumeId(volume.metadata.name), None
+        for node in sorted(unwanted):
+            try:
+                self._engine.unpublish(volume_id, node)
+            except AoECsiError as error:
+                failed = error
+                work.postpone(error)
+        if failed is not None:
+            self._say(volume, work, "Revoked", failed)
+        elif conditions.find(work.status.conditions, "Revoked") is not None:
+            self._say(volume, work, "Revoked", None, message="what was taken back is revoked")
+
+    def _grant(self, volume_id: VolumeId, ticket: Ticket) -> GrantStatus:
+        identity = NodeIdentity.parse(ticket.node_id)
+        if identity.name != ticket.node:
+            raise NotFound(f"the ticket of node {ticket.node} has the id of {identity.name}; let its node ask again")
+        attachment = self._engine.publish(
+            volume_id, identity, ticket.mode, read_only=not ticket.writable, block=ticket.block
+        )
+        grants = self._engine.get_volume(volume_id).grants
+        grant = next((one for one in grants if one.node == identity.name), None)
+        if grant is None:
+            raise Busy(f"volume {volume_id} was taken from node {ticket.node} while it was granted; ask again")
+        return conversion.granted_of(grant, attachment)
+
+    def _end_volume(self, volume: AoEVolume) -> float | None:
+        """Delete what is to go; the finalizer goes only when LVM has let go of the name."""
+        if FINALIZER not in volume.metadata.finalizers:
+            return None
+        volume_id = VolumeId(volume.metadata.name)
+        work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
+        try:
+            if volume.spec.tickets:
+                nodes = ", ".join(ticket.node for ticket in volume.spec.tickets)
+                raise InUse(f"volume {volume_id} is held by {nodes}; take it back there first, then it is deleted")
+            self._engine.unpublish(volume_id, None)
+            self._engine.delete_volume(volume_id)
+        except AoECsiError as error:
+            work.postpone(error)
+            self._say(volume, work, "Deleted", error)
+            if work.status != volume.status:
+                self._store.update_status(replace(volume, status=work.status))
+            return work.again_s
+        kept = tuple(one for one in volume.metadata.finalizers if one != FINALIZER)
+        self._store.update(replace(volume, metadata=replace(volume.metadata, finalizers=kept)))
+        return None
+
+    def _say(
+        self,
+        volume: AoEVolume,
+        work: _Round,
+        type_: str,
+        error: AoECsiError | None,
+        *,
+        message: str = "",
+        reason: str = "",
+    ) -> None:
+        if error is not None:
+            log.warning("volume waits", extra={"volume": volume.metadata.name, "what": type_, "error": str(error)})
+        work.status = replace(
+            work.status,
+            conditions=conditions.put(
+                work.status.conditions,
+                type_,
+                holds=error is None,
+                reason=reason or (type(error).__name__ if error is not None else "Done"),
+                message=str(error) if error is not None else message,
+                generation=volume.metadata.generation,
+                now_s=self._now_s(),
+            ),
+        )
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    def reconcile_snapshot(self, name: str) -> float | None:
+        """Take or remove one snapshot. Returns and raises as `reconcile_volume` does."""
+        try:
+            snapshot = self._store.get(AoESnapshot, name)
+        except NotFound:
+            return None
+        if snapshot.spec.node != self._node:
+            return None
+        snapshot_id = SnapshotId(name)
+        if snapshot.metadata.deletion_timestamp is not None:
+            return self._end_snapshot(snapshot)
+        if FINALIZER not in snapshot.metadata.finalizers:
+            metadata = replace(snapshot.metadata, finalizers=(*snapshot.metadata.finalizers, FINALIZER))
+            snapshot = self._store.update(replace(snapshot, metadata=metadata))
+        once_taken = snapshot.status.taken_at is not None
+        again_s: float | None = None
+        try:
+            if once_taken:
+                taken = self._engine.get_snapshot(snapshot_id)
+            else:
+                taken = self._engine.create_snapshot(snapshot_id, VolumeId(snapshot.spec.volume))
+        except AoECsiError as error:
+            # One that was taken and is gone is lost: taken again, it would hold another moment's content.
+            lost = once_taken and isinstance(error, NotFound)
+            status = replace(
+                snapshot.status,
+                ready=snapshot.status.ready and not lost,
+                conditions=self._ready(snapshot, error, reason="Lost" if lost else ""),
+            )
+            again_s = _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+        else:
+            status = AoESnapshotStatus(
+                observed_generation=snapshot.metadata.generation,
+                ready=True,
+                pool=taken.pool,
+                size=quantity(taken.size_bytes),
+                filesystem=taken.filesystem or "",
+                taken_at=time_of(taken.created_s),
+                conditions=self._ready(snapshot, None),
+            )
+        if status != snapshot.status:
+            self._store.update_status(replace(snapshot, status=status))
+        return again_s
+
+    def _ready(self, snapshot: AoESnapshot, error: AoECsiError | None, *, reason: str = "") -> tuple[Condition, ...]:
+        return conditions.put(
+            snapshot.status.conditions,
+            "Ready",
+            holds=error is None,
+            reason=reason or (type(error).__name__ if error is not None else "Done"),
+            message=str(error) if error is not None else "the snapshot is taken",
+            generation=snapshot.metadata.generation,
+            now_s=self._now_s(),
+        )
+
+    def _end_snapshot(self, snapshot: AoESnapshot) -> float | None:
+        if FINALIZER not in snapshot.metadata.finalizers:
+            return None
+        try:
+            self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
+        except AoECsiError as error:
+            log.warning("snapshot waits", extra={"snapshot": snapshot.metadata.name, "error": str(error)})
+            return _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+        kept = tuple(one for one in snapshot.metadata.finalizers if one != FINALIZER)
+        self._store.update(replace(snapshot, metadata=replace(snapshot.metadata, finalizers=kept)))
+        return None
