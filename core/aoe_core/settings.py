@@ -94,8 +94,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """This machine's name, unique in the cluster."""
     san: tuple[San, ...] = ()
     pool: tuple[Pool, ...] = ()
-    known_node: tuple[Node, ...] = ()
-    """Compute machines, for the standalone server only."""
+    known_node: tuple[Node, ...] | None = ()
+    """Compute machines, for the standalone server only. None, which no file can say, is for a caller that vouches for
+    every node it names: a cluster, where a node's own identity is what is known of it."""
     compute: bool = True
     """Whether this machine attaches volumes; false on machines that only export."""
     exports: Exports = Exports()
@@ -120,6 +121,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def known_macs(self, node: NodeName) -> dict[SanName, tuple[Mac, ...]] | None:
         """Return the MACs configured for a known node (perhaps none), or None when the node is not known."""
+        if self.known_node is None:
+            return {}
         entry = next((one for one in self.known_node if one.name == node), None)
         if entry is None:
             return None
@@ -161,7 +164,7 @@ def _check(settings: Settings, origin: str) -> None:
         ("san", [san.name for san in settings.san]),
         ("san interface", [san.interface for san in settings.san]),
         ("pool", [pool.name for pool in settings.pool]),
-        ("known_node", [node.name for node in settings.known_node]),
+        ("known_node", [node.name for node in settings.known_node or ()]),
         ("pool on", [f"{pool.volume_group}/{pool.thin_pool}" for pool in settings.pool]),
     ):
         for name in names:
@@ -181,7 +184,7 @@ def _check(settings: Settings, origin: str) -> None:
                         f"{origin}: shelf {shelf} is given twice ({taken[shelf]}, {san.name}); once is enough"
                     )
                 taken[shelf] = san.name
-    for node in settings.known_node:
+    for node in settings.known_node or ():
         for san_name, macs in node.macs.items():
             for mac in macs:
                 try:

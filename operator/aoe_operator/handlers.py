@@ -4,7 +4,9 @@ kopf keeps the watches, the queue of each object, the retries and the finalizers
 object. Each role has a finalizer, a progress and a memory of its own, so that two roles on one object do not meet.
 """
 
+import asyncio
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +19,33 @@ from aoe_operator.storage import StorageRole
 
 Reconcile = Callable[[str], float | None]
 _AGAIN_S = 1.0
+
+
+def start_logs(*, as_json: bool, debug: bool) -> None:
+    """Send everybody's log lines to stderr, with the object each is about."""
+    kopf.configure(debug=debug, log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL, log_prefix=True)
+
+
+def run(
+    role: str, finalizer: str, registry: kopf.OperatorRegistry, *, stop: threading.Event, liveness: str | None
+) -> None:
+    """Call handlers until `stop` is set. `liveness`: where to answer that kopf lives, like http://0.0.0.0:8080/healthz."""
+    asyncio.run(operator(role, finalizer, registry, stop=stop, liveness=liveness))
+
+
+async def operator(
+    role: str, finalizer: str, registry: kopf.OperatorRegistry, *, stop: threading.Event, liveness: str | None
+) -> None:
+    """The same, in a loop that runs already."""
+    await kopf.operator(
+        registry=registry,
+        settings=settings_for(role, finalizer),
+        # Two copies harm each other no more than one that is retried; peering would need resources of kopf's own.
+        standalone=True,
+        clusterwide=True,
+        stop_flag=stop,
+        liveness_endpoint=liveness,
+    )
 
 
 def settings_for(role: str, finalizer: str) -> kopf.OperatorSettings:

@@ -10,6 +10,7 @@ from aoe_core.resources.node import AoENode
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
 
+_UNPLACED_S = 2.0
 _UNACCEPTED_S = 10.0
 
 
@@ -38,4 +39,6 @@ class ClusterRole:
             live=self._live(),
             now_s=self._now_s(),
         )
-        return None if volume.status.node is not None else _UNACCEPTED_S
+        if volume.status.node is not None:
+            return None
+        return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S

@@ -49,6 +49,19 @@ class StorageRole:
         self._engine = engine
         self._store = store
         self._now_s = now_s
+        self._settled: dict[str, frozenset[tuple[str, str]]] = {}
+        """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer."""
+
+    def find_drifted(self) -> tuple[str, ...]:
+        """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
+        API server. Raises: CommandFailed, Busy."""
+        there = {
+            status.volume.volume_id: frozenset((str(grant.node), grant.node_id) for grant in status.grants)
+            for status in self._engine.list_volumes()
+        }
+        return tuple(
+            sorted(name for name, grants in tuple(self._settled.items()) if there.get(VolumeId(name)) != grants)
+        )
 
     # --- volumes ------------------------------------------------------------------------------------------------
 
@@ -58,6 +71,7 @@ class StorageRole:
         Returns: after how many seconds to look again, None when it is as wanted. Raises: Busy when somebody changed
         the resource meanwhile, Unreachable when the API server does not answer.
         """
+        self._settled.pop(name, None)
         try:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
@@ -81,6 +95,8 @@ class StorageRole:
             )
         if work.status != volume.status:
             self._store.update_status(replace(volume, status=work.status))
+        if work.again_s is None:
+            self._settled[name] = frozenset((one.node, one.node_id) for one in work.status.grants)
         return work.again_s
 
     def _accept(self, volume: AoEVolume) -> AoEVolume:
@@ -89,7 +105,19 @@ class StorageRole:
             metadata = replace(volume.metadata, finalizers=(*volume.metadata.finalizers, FINALIZER))
             volume = self._store.update(replace(volume, metadata=metadata))
         status = replace(
-            volume.status, node=self._node, phase="Creating", serial=serial_of(VolumeId(volume.metadata.name))
+            volume.status,
+            node=self._node,
+            phase="Creating",
+            serial=serial_of(VolumeId(volume.metadata.name)),
+            conditions=conditions.put(
+                volume.status.conditions,
+                "Placed",
+                holds=True,
+                reason="Done",
+                message=f"storage node {self._node} has taken it on",
+                generation=volume.metadata.generation,
+                now_s=self._now_s(),
+            ),
         )
         return self._store.update_status(replace(volume, status=status))
 

@@ -23,6 +23,7 @@ def settings_of(node: AoENode, claims: Iterable[AoEShelf]) -> Settings:
     claimed = [claim.spec for claim in claims if claim.spec.node == node.metadata.name]
     return Settings(
         node=node.metadata.name,
+        known_node=None,
         san=tuple(
             San(
                 name=san.name,

@@ -18,23 +18,28 @@ from aoe_core.model import (
     Address,
     FromSnapshot,
     PoolName,
+    SanName,
     SnapshotId,
     Transport,
     VolumeId,
     VolumeSpec,
 )
 from aoe_core.resources.fields import GROUP, ObjectMeta
-from aoe_core.resources.kubernetes import KubernetesStore
+from aoe_core.resources.kubernetes import KubernetesLeases, KubernetesStore
+from aoe_core.resources.leases import LeaseStore, LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
 from aoe_core.resources.provisioner import ClusterProvisioner
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
+from aoe_core.settings import Settings
 from aoe_core.units import GIB, MIB
+from aoe_core.volumes.engine import Engine
 from aoe_lab.kubernetes.control_plane import ControlPlane
-from aoe_operator import handlers, storage_node
+from aoe_operator import handlers
 from aoe_operator.placing import ClusterRole
 from aoe_operator.storage import FINALIZER, StorageRole
+from aoe_operator.storage_process import StorageProcess
 
 WRITER = AccessMode.SINGLE_NODE_SINGLE_WRITER
 V = VolumeId("v")
@@ -56,48 +61,54 @@ class Paused(StorageRole):
 class Roles:
     """The cluster role and storage1's storage role, each under a kopf of its own, as they are in a cluster."""
 
-    def __init__(self, store: Store, machines: Machines) -> None:
-        self._store = store
-        self._machines = machines
+    def __init__(self, store: Store, leases: LeaseStore, machines: Machines) -> None:
         self._stop = threading.Event()
+
+        def open_engine(settings: Settings) -> Engine:
+            assert (settings.san, settings.pool) == (machines.settings.san, machines.settings.pool)
+            return machines.engine
+
+        self._process = StorageProcess(
+            "storage1", store, leases, open_engine, _card, boot="b", stop=self._stop, heartbeat_s=0.2
+        )
         self.storage = Paused(machines, store)
-        cluster = ClusterRole(store, lambda: {"storage1"})
+        self.live = LiveNodes(leases)
+        cluster = ClusterRole(store, self.live)
         self._threads = [
-            threading.Thread(target=self._report, name="report"),
             self._operator("storage", FINALIZER, handlers.storage(self.storage, "storage1")),
             self._operator("cluster", f"{GROUP}/cluster", handlers.cluster(cluster)),
         ]
 
     def _operator(self, role: str, finalizer: str, registry: kopf.OperatorRegistry) -> threading.Thread:
         async def run() -> None:
-            await kopf.operator(
-                registry=registry,
-                settings=handlers.settings_for(role, finalizer),
-                standalone=True,
-                clusterwide=True,
-                stop_flag=self._stop,
-            )
+            await handlers.operator(role, finalizer, registry, stop=self._stop, liveness=None)
             # aiohttp closes TLS connections a moment after it was told to, if the loop still runs.
             await asyncio.sleep(0.5)
 
         return threading.Thread(target=lambda: asyncio.run(run()), name=role)
 
+    def sweep(self) -> None:
+        """Look for what has changed on the host unasked, and go after it, as the process does now and then."""
+        deadline = time.monotonic() + 60
+        while not (drifted := self.storage.find_drifted()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert drifted == (V,)
+        for name in drifted:
+            with suppress(Busy):
+                self.storage.reconcile_volume(name)
+
     def __enter__(self) -> Self:
+        self._process.__enter__()
         for thread in self._threads:
             thread.start()
+        self._threads.append(self.live.watch(self._stop, every_s=0.1))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-
-    def _report(self) -> None:
-        while not self._stop.wait(0.2):
-            with suppress(Busy):
-                node = self._store.get(AoENode, "storage1")
-                now_s = int(self._machines.world.clock.now())
-                storage_node.report(self._store, node, self._machines.engine, boot="b", card=_card, now_s=now_s)
+        self._process.__exit__()
 
 
 def _card(interface: str) -> SanStatus:
@@ -106,7 +117,7 @@ def _card(interface: str) -> SanStatus:
 
 @pytest.fixture
 def machines() -> Machines:
-    return Machines()
+    return Machines(threads=True)
 
 
 @pytest.fixture
@@ -129,19 +140,24 @@ def roles(
         pools=(PoolSpec(name="thick", volume_group="vg0"), PoolSpec(name="thin", volume_group="vg0", thin_pool="tp0")),
         sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),),
     )
-    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
-    claims = storage_node.ensure_claims(store, node)
-    assert storage_node.settings_of(node, claims).san == machines.settings.san
-    with Roles(store, machines) as running:
+    store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
+    leases = KubernetesLeases(plane.kubeconfig, "default")
+    with Roles(store, leases, machines) as running:
         yield running
+    leases.close()
 
 
 @pytest.fixture
-def provisioner(store: KubernetesStore, roles: Roles) -> ClusterProvisioner:  # noqa: ARG001 - they answer it.
+def provisioner(store: KubernetesStore, roles: Roles) -> ClusterProvisioner:
     cluster = ClusterProvisioner(store, patience_s=60)
     deadline = time.monotonic() + 60
     while cluster.capacity(None, None).available_bytes == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
+    while not roles.live() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert cluster.capacity(PoolName("thin"), SAN).maximum_volume_bytes > GIB
+    assert cluster.capacity(None, SanName("elsewhere")).available_bytes == 0
+    assert (cluster.pools(), cluster.sans()) == (("thick", "thin"), (SAN,))
     return cluster
 
 
@@ -262,10 +278,8 @@ def test_a_volume_gone_from_lvm_is_lost_and_never_made_anew(
     provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
 ) -> None:
     provisioner.create_volume(spec())
-    roles.storage.paused.set()
     machines.engine.delete_volume(V)
-    roles.storage.paused.clear()
-    assert looked_again(roles) is not None
+    roles.sweep()
     lost = store.await_(AoEVolume, V, lambda one: one if one and one.status.phase == "Lost" else None, timeout_s=60)
     assert lost is not None
     assert any("never made anew" in one.message for one in lost.status.conditions)

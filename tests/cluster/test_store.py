@@ -11,7 +11,8 @@ import pytest
 
 from aoe_core.errors import Busy, Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources.fields import ObjectMeta
-from aoe_core.resources.kubernetes import KubernetesStore
+from aoe_core.resources.kubernetes import KubernetesLeases, KubernetesStore
+from aoe_core.resources.leases import LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec
 from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, AoEVolumeStatus
 from aoe_lab.kubernetes.control_plane import ControlPlane
@@ -148,6 +149,20 @@ def test_a_node_s_lists_are_read_back(store: KubernetesStore) -> None:
     spec = AoENodeSpec(pools=(PoolSpec(name="thin", volume_group="data", thin_pool="pool", spare="1Gi"),))
     store.create(AoENode(metadata=ObjectMeta(name="storage1.example.org"), spec=spec))
     assert store.get(AoENode, "storage1.example.org").spec == spec
+
+
+def test_a_renewed_lease_shows(plane: ControlPlane) -> None:
+    leases = KubernetesLeases(plane.kubeconfig, "default")
+    live = LiveNodes(leases)
+    try:
+        leases.renew_lease("storage1.example.org")
+        leases.renew_lease("storage2")
+        assert live() == frozenset()
+        leases.renew_lease("storage1.example.org")
+        assert live() == {"storage1.example.org"}
+        assert leases.leases().keys() == {"storage1.example.org", "storage2"}
+    finally:
+        leases.close()
 
 
 def test_a_server_that_is_not_there_is_unreachable(plane: ControlPlane, tmp_path: Path) -> None:

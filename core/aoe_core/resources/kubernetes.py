@@ -8,6 +8,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,10 +18,15 @@ import lightkube
 import msgspec
 from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
+from lightkube.models.coordination_v1 import LeaseSpec
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.operators import exists
+from lightkube.resources.coordination_v1 import Lease
 from lightkube.types import PatchType
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources.fields import GROUP, VERSION, Fields
+from aoe_core.resources.leases import LIVE_S
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.shelf import AoEShelf
 from aoe_core.resources.snapshot import AoESnapshot
@@ -33,6 +39,8 @@ _PLURALS: dict[type[Fields], str] = {
     AoENode: "aoenodes",
     AoEShelf: "aoeshelves",
 }
+_LEASE_PREFIX = "aoe-csi-storage-"
+_LEASE_LABEL = f"{GROUP}/storage-node"
 _LOOK_ANYWAY_S = 5.0
 """How long a waiter trusts that the watch would have told it."""
 _REQUEST_S = 20.0
@@ -139,6 +147,43 @@ class KubernetesStore:
             return self._changes[kind]
 
 
+class KubernetesLeases:
+    """One Lease (coordination.k8s.io) for each storage node, in the namespace of the installation."""
+
+    def __init__(self, kubeconfig: Path | None, namespace: str) -> None:
+        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
+        self._client = lightkube.Client(
+            config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager="aoe-csi-lease", namespace=namespace
+        )
+
+    def close(self) -> None:
+        """Let go of the connections; no call may be under way."""
+        self._client.close()
+
+    def renew_lease(self, node: str) -> None:
+        """Write that a node is alive. Raises: Unreachable."""
+        lease = Lease(
+            metadata=ObjectMeta(name=f"{_LEASE_PREFIX}{node}", labels={_LEASE_LABEL: "true"}),
+            spec=LeaseSpec(
+                holderIdentity=node,
+                leaseDurationSeconds=int(LIVE_S),
+                renewTime=datetime.now(UTC),
+            ),
+        )
+        with _translated(Lease, node):
+            self._client.apply(lease, force=True)
+
+    def leases(self) -> Mapping[str, str]:
+        """Return node → resource version. Raises: Unreachable."""
+        with _translated(Lease, ""):
+            found = list(self._client.list(Lease, labels={_LEASE_LABEL: exists()}))
+        return {
+            lease.metadata.name.removeprefix(_LEASE_PREFIX): lease.metadata.resourceVersion
+            for lease in found
+            if lease.metadata and lease.metadata.name and lease.metadata.resourceVersion
+        }
+
+
 class _Changes:
     """Counts the changes of each resource of a kind as a watch tells of them. A watch that breaks is taken up again."""
 
@@ -218,7 +263,7 @@ def _write(resource: Fields) -> GenericGlobalResource:
 
 
 @contextlib.contextmanager
-def _translated(kind: type[Fields], name: str, *, taken: type[AoECsiError] = Busy) -> Iterator[None]:
+def _translated(kind: type[object], name: str, *, taken: type[AoECsiError] = Busy) -> Iterator[None]:
     """Turn what the API server says into the one error tree."""
     what = f"{kind.__name__} {name}".strip()
     try:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from aoe_core.errors import Busy, Conflict, InUse, Invalid, NoSpace, NotFound, Unfinished
+from aoe_core.errors import Busy, Conflict, InUse, Invalid, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.model import (
     AccessMode,
     Attachment,
@@ -38,6 +38,8 @@ PATIENCE_S = 50.0
 
 Seen = TypeVar("Seen", AoEVolume, AoESnapshot)
 
+_PASSING = (Busy, Unfinished, Unreachable)
+"""What is worth waiting for."""
 _DECIDED = ("pool", "san", "durability", "wipe", "source")
 
 
@@ -204,7 +206,7 @@ class ClusterProvisioner:
             for refused in seen.status.refusals:
                 if refused.node == node.name and refused.node_id == ticket.node_id:
                     error = conditions.error_of(refused.reason, refused.message)
-                    if error is not None and not isinstance(error, (Busy, Unfinished)):
+                    if error is not None and not isinstance(error, _PASSING):
                         raise error
             return None
 
@@ -270,7 +272,7 @@ class ClusterProvisioner:
                 return conversion.snapshot_of(seen)
             refused = conditions.find(seen.status.conditions, "Ready")
             error = conditions.error_of(refused.reason, refused.message) if refused else None
-            if error is not None and not isinstance(error, (Busy, Unfinished)):
+            if error is not None and not isinstance(error, _PASSING):
                 self._store.delete(AoESnapshot, snapshot_id)
                 raise error
             return None
@@ -322,7 +324,7 @@ class ClusterProvisioner:
             if condition is None or condition.status != "False" or condition.observed_generation < since:
                 continue
             error = conditions.error_of(condition.reason, condition.message)
-            if error is None or isinstance(error, (Busy, Unfinished)):
+            if error is None or isinstance(error, _PASSING):
                 continue
             if take_back:
                 # Else the wish would stand, and be granted once there is room, with nobody left who knows of it.
@@ -389,5 +391,9 @@ def _how_far(volume: AoEVolume) -> str:
     name, progress = volume.metadata.name, volume.status.progress
     if progress is not None:
         return f"volume {name}: {progress.work}, {progress.percent} % done"
+    for type_ in ("Placed", "Ready"):
+        said = conditions.find(volume.status.conditions, type_)
+        if said is not None and said.status == "False":
+            return said.message
     where = f"storage node {volume.spec.node}" if volume.spec.node else "no storage node yet"
     return f"volume {name} is being made on {where}"

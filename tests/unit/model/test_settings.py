@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from aoe_core import settings
@@ -28,6 +29,7 @@ def test_a_good_file_is_read() -> None:
     assert read.known_macs(NodeName("compute1")) == {"main": (Mac("52:54:00:00:01:15"),)}
     assert read.known_macs(NodeName("compute2")) == {}
     assert read.known_macs(NodeName("compute3")) is None
+    assert msgspec.structs.replace(read, known_node=None).known_macs(NodeName("compute3")) == {}
 
 
 @pytest.mark.parametrize(

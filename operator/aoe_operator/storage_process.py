@@ -1,0 +1,127 @@
+"""The storage role as a process: the node's resource read, its shelves claimed, and work beside what kopf calls.
+
+It is made for one generation of its AoENode. When that changes the process ends, and whoever runs it starts it anew:
+exports are units of the host and do not notice.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from aoe_core.errors import AoECsiError
+from aoe_core.resources.leases import RENEW_S, LeaseStore
+from aoe_core.resources.node import AoENode, SanStatus
+from aoe_core.resources.store import Store
+from aoe_core.settings import Settings
+from aoe_core.volumes.engine import Engine
+from aoe_operator import storage_node
+from aoe_operator.storage import StorageRole
+
+log = logging.getLogger(__name__)
+
+_WAIT_FOR_NODE_S = 60.0
+_SWEEP_EVERY = 6
+"""Heartbeats."""
+
+
+class StorageProcess:
+    """Everything of one storage node but kopf."""
+
+    def __init__(
+        self,
+        node: str,
+        store: Store,
+        leases: LeaseStore,
+        open_engine: Callable[[Settings], Engine],
+        card: Callable[[str], SanStatus],
+        *,
+        boot: str,
+        stop: threading.Event,
+        heartbeat_s: float = RENEW_S,
+    ) -> None:
+        """Raises: NotFound when there is no AoENode of this name, NoSpace when no shelf is left to claim."""
+        self._store = store
+        self._leases = leases
+        self._card = card
+        self._boot = boot
+        self._stop = stop
+        self._heartbeat_s = heartbeat_s
+        self._node = await_node(store, node)
+        claims = storage_node.ensure_claims(store, self._node)
+        self.engine = open_engine(storage_node.settings_of(self._node, claims))
+        self.role = StorageRole(node, self.engine, store, lambda: int(time.time()))
+        self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat")
+
+    def __enter__(self) -> Self:
+        self.engine.start_background()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.engine.stop_background()
+
+    def _beat_for_ever(self) -> None:
+        for beat in range(1 << 62):
+            try:
+                self.beat()
+                if beat % _SWEEP_EVERY == _SWEEP_EVERY - 1:
+                    self.sweep()
+            except AoECsiError as error:
+                log.error("heartbeat failed", extra={"error": str(error)})
+            except Exception:
+                log.exception("heartbeat failed")
+            if self._stop.wait(self._heartbeat_s):
+                return
+
+    def beat(self) -> None:
+        """Renew the Lease and report; ask for the process's end when its AoENode says something else now."""
+        name = self._node.metadata.name
+        self._leases.renew_lease(name)
+        node = self._store.get(AoENode, name)
+        if (node.metadata.uid, node.metadata.generation) != (
+            self._node.metadata.uid,
+            self._node.metadata.generation,
+        ):
+            log.warning("this node's AoENode has changed; ending, to start anew with it", extra={"node": name})
+            self._stop.set()
+            return
+        now_s = int(time.time())
+        storage_node.report(self._store, node, self.engine, boot=self._boot, card=self._card, now_s=now_s)
+
+    def sweep(self) -> None:
+        """Reconcile what has changed on the host unasked."""
+        for name in self.role.find_drifted():
+            log.warning("volume is not as it was", extra={"volume": name})
+            self.role.reconcile_volume(name)
+
+
+def await_node(store: Store, name: str) -> AoENode:
+    """Return this node's AoENode, waiting a while for somebody to make it. Raises: NotFound."""
+    found = store.await_(AoENode, name, lambda node: node, timeout_s=_WAIT_FOR_NODE_S)
+    return found if found is not None else store.get(AoENode, name)
+
+
+def card_status(interface: str) -> SanStatus:
+    """Return a network card as /sys shows it; one that is not there has no address and no link."""
+    base = Path("/sys/class/net") / interface
+
+    def read(name: str) -> str:
+        try:
+            return (base / name).read_text(encoding="ascii").strip()
+        except OSError:
+            # Also what the kernel answers for the carrier of a card that is down.
+            return ""
+
+    mac = read("address")
+    return SanStatus(
+        name="",
+        interface=interface,
+        macs=(mac,) if mac else (),
+        mtu=int(read("mtu") or 0),
+        up=read("operstate") in ("up", "unknown") and bool(mac),
+    )
