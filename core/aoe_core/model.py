@@ -192,6 +192,8 @@ class VolumeSpec:
     wipe: Wipe = Wipe.ZERO
     san: SanName | None = None
     """The SAN it is exported on; None: whichever its storage node and a compute node share."""
+    reach: tuple[SanName, ...] = ()
+    """SANs one of which its storage node must be on; empty: any."""
     source: Source | None = None
 
 
@@ -212,6 +214,8 @@ class Volume:
     source: Source | None = None
     filesystem: str | None = None
     """The file system the storage node saw on it, once it saw one."""
+    reach: tuple[SanName, ...] = ()
+    """The SANs its storage node exports it on; empty: all of whoever provides it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

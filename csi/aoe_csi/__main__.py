@@ -18,7 +18,6 @@ import msgspec
 
 from aoe_core import settings as configuration
 from aoe_core.errors import AoECsiError
-from aoe_core.settings import Settings
 from aoe_csi import logs
 
 if TYPE_CHECKING:
@@ -34,11 +33,14 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(prog="aoe-csi", description="Block storage from LVM and ATA over Ethernet, by CSI.")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--config", type=Path, default=configuration.DEFAULT_PATH, metavar="PATH", help="default: %(default)s"
-    )
     shared.add_argument("--log-format", choices=("text", "json"), default="text")
     shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument(
+        "--config", type=Path, default=configuration.DEFAULT_PATH, metavar="PATH", help="default: %(default)s"
+    )
+    clustered = argparse.ArgumentParser(add_help=False)
+    clustered.add_argument("--kubeconfig", type=Path, metavar="PATH", help="default: the cluster this process runs in")
     serving = argparse.ArgumentParser(add_help=False)
     serving.add_argument(
         "--endpoint", default=DEFAULT_ENDPOINT, metavar="unix:///PATH", help="the socket; default: %(default)s"
@@ -47,11 +49,17 @@ def parser() -> argparse.ArgumentParser:
     printing.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, words, parents, act in (
-        ("standalone", "serve all of CSI for this machine, without Kubernetes", [serving], _standalone),
-        ("node", "serve the node's part of CSI", [serving], _node),
-        ("status", "show pools, volumes, grants and staged volumes of this machine", [printing], _status),
-        ("preflight", "check this machine and say what it lacks", [printing], _preflight),
-        ("prepare-host", "bring this machine's units, rules and module options into place", [], _prepare),
+        ("standalone", "serve all of CSI for this machine, without Kubernetes", [configured, serving], _standalone),
+        (
+            "controller",
+            "serve the controller's part of CSI for a cluster",
+            [clustered, serving],
+            _controller,
+        ),
+        ("node", "serve the node's part of CSI", [configured, serving], _node),
+        ("status", "show pools, volumes, grants and staged volumes of this machine", [configured, printing], _status),
+        ("preflight", "check this machine and say what it lacks", [configured, printing], _preflight),
+        ("prepare-host", "bring this machine's units, rules and module options into place", [configured], _prepare),
     ):
         command = commands.add_parser(name, help=words, description=words, parents=[shared, *parents])
         command.set_defaults(act=act)
@@ -64,22 +72,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
     logs.start(options.log_format, options.log_level)
-    act: Callable[[argparse.Namespace, Settings], int] = options.act
+    act: Callable[[argparse.Namespace], int] = options.act
     try:
-        return act(options, configuration.read(options.config))
+        return act(options)
     except AoECsiError as error:
         sys.stderr.write(f"aoe-csi {options.command}: {error}\n")
         return REFUSED
 
 
-def _standalone(options: argparse.Namespace, settings: Settings) -> int:
+def _standalone(options: argparse.Namespace) -> int:
+    settings = configuration.read(options.config)
     _disable_fork_support()
     from aoe_csi.composition import compose_standalone
 
     return _serve(options.endpoint, compose_standalone(settings))
 
 
-def _node(options: argparse.Namespace, settings: Settings) -> int:
+def _controller(options: argparse.Namespace) -> int:
+    _disable_fork_support()
+    from aoe_csi.composition import compose_controller
+
+    return _serve(options.endpoint, compose_controller(options.kubeconfig))
+
+
+def _node(options: argparse.Namespace) -> int:
+    settings = configuration.read(options.config)
     _disable_fork_support()
     from aoe_csi.composition import compose_node
 
@@ -111,19 +128,19 @@ def _serve(endpoint: str, composition: "Composition") -> int:
     os._exit(ATTENTION)
 
 
-def _status(options: argparse.Namespace, settings: Settings) -> int:
+def _status(options: argparse.Namespace) -> int:
     from aoe_csi import status
     from aoe_csi.composition import report_host
 
-    report = report_host(settings)
+    report = report_host(configuration.read(options.config))
     _say(status.as_json(report) if options.json else status.as_text(report))
     return ATTENTION if report.orphans else OK
 
 
-def _preflight(options: argparse.Namespace, settings: Settings) -> int:
+def _preflight(options: argparse.Namespace) -> int:
     from aoe_core import preflight
 
-    findings = preflight.run(settings)
+    findings = preflight.run(configuration.read(options.config))
     if options.json:
         _say(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
     else:
@@ -133,10 +150,10 @@ def _preflight(options: argparse.Namespace, settings: Settings) -> int:
     return ATTENTION if any(one.severity is preflight.Severity.FAILURE for one in findings) else OK
 
 
-def _prepare(options: argparse.Namespace, settings: Settings) -> int:
+def _prepare(options: argparse.Namespace) -> int:
     from aoe_core import preparation
 
-    outcome = preparation.prepare(settings, check=options.check)
+    outcome = preparation.prepare(configuration.read(options.config), check=options.check)
     for step in outcome.done:
         _say(f"would {step}" if options.check else f"done: {step}")
     for step in outcome.remaining:

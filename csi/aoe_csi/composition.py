@@ -5,6 +5,7 @@ Imports of the host's code are inside the functions: a node without pools never 
 # ruff: noqa: PLC0415 - see above.
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from aoe_core.errors import Invalid
@@ -58,6 +59,20 @@ def compose_standalone(settings: Settings) -> Composition:
         background.append(attacher)
     return Composition(
         services=Services(identity=Identity(), controller=controller, node=node), background=tuple(background)
+    )
+
+
+def compose_controller(kubeconfig: Path | None) -> Composition:
+    """Return the controller service of a cluster, which asks its API server alone.
+
+    Raises: Invalid when there is no cluster to be found.
+    """
+    from aoe_core.resources.kubernetes import KubernetesStore
+    from aoe_core.resources.provisioner import ClusterProvisioner
+
+    store = KubernetesStore(kubeconfig, holder="controller")
+    return Composition(
+        services=Services(identity=Identity(), controller=Controller(ClusterProvisioner(store))), background=()
     )
 
 

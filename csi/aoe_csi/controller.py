@@ -84,7 +84,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         sizes = requests.parse_range(request.capacity_range)
         source = _parse_source(request)
         sans = parameters.choose_sans(wanted.san, self._provisioner.sans())
-        topology.require_reachable(request.accessibility_requirements, sans)
+        reach = topology.required_sans(request.accessibility_requirements, sans)
         spec = VolumeSpec(
             volume_id=volume_id,
             pool=parameters.choose_pool(wanted.pool, self._provisioner.pools()),
@@ -93,6 +93,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             durability=wanted.durability,
             wipe=wanted.wipe,
             san=wanted.san,
+            reach=reach,
             source=source,
         )
         with self._locks.hold(f"volume/{volume_id}"):
@@ -186,8 +187,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         shared = topology.shared_sans(request.accessible_topology, sans)
         if shared is None:
             return csi.GetCapacityResponse(available_capacity=0, maximum_volume_size=Int64Value(value=0))
-        san = shared[0] if len(shared) == 1 else None
-        capacity = self._provisioner.capacity(wanted.pool, san)
+        everywhere = wanted.san is None and not request.accessible_topology.segments
+        capacity = self._provisioner.capacity(wanted.pool, None if everywhere else shared)
         return csi.GetCapacityResponse(
             available_capacity=capacity.available_bytes,
             maximum_volume_size=Int64Value(value=min(capacity.maximum_volume_bytes, requests.LARGEST_VOLUME_BYTES)),
@@ -338,7 +339,7 @@ def _volume_message(volume: Volume, sans: tuple[SanName, ...]) -> csi.Volume:
     message = csi.Volume(
         volume_id=volume.volume_id,
         capacity_bytes=volume.size_bytes,
-        accessible_topology=topology.volume_topologies((volume.san,) if volume.san else sans),
+        accessible_topology=topology.volume_topologies((volume.san,) if volume.san else volume.reach or sans),
     )
     match volume.source:
         case FromSnapshot(snapshot_id=snapshot_id):

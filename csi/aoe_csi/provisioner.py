@@ -5,6 +5,7 @@ of `aoe_core.errors`; a method that may have changed something before it failed 
 anything the external-provisioner would take for final.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 from aoe_core.model import (
@@ -80,5 +81,6 @@ class Provisioner(Protocol):
     def list_snapshots(self) -> tuple[Snapshot, ...]:
         """Return every ready snapshot, ordered by id."""
 
-    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
-        """Return what one pool, or all together, can still give out; zero for a pool or SAN that is not there."""
+    def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
+        """Return what one pool, or all together, can still give out on any of these SANs (None: on all); zero for
+        pools and SANs that are not there."""

@@ -39,14 +39,20 @@ def shared_sans(topology: csi.Topology, sans: Sequence[SanName]) -> tuple[SanNam
     return tuple(san for san in sans if segments.get(PREFIX + san) == _ON) or None
 
 
-def require_reachable(requirement: csi.TopologyRequirement, sans: Sequence[SanName]) -> None:
-    """Check that a volume on these SANs meets a requirement. Raises: NoSpace naming the SANs there are.
+def required_sans(requirement: csi.TopologyRequirement, sans: Sequence[SanName]) -> tuple[SanName, ...]:
+    """Return the SANs one of which must reach the volume, out of those it may be on; empty when nothing is required.
 
-    `preferred` only orders choices, and there is none to make here: a volume is on all SANs of its storage node.
+    `preferred` only orders choices between SANs that will all do, and is not looked at. Raises: NoSpace naming the
+    SANs there are.
     """
-    if requirement.requisite and all(shared_sans(topology, sans) is None for topology in requirement.requisite):
+    shared = [shared_sans(topology, sans) for topology in requirement.requisite]
+    if not shared:
+        return ()
+    if all(found is None for found in shared):
         offered = ", ".join(sorted(sans)) or "none"
         raise NoSpace(
             "accessibility_requirements name no SAN that the storage can be reached over "
             f"(there: {offered}); let the workload run on nodes of these SANs"
         )
+    wanted = {san for found in shared for san in found or ()}
+    return tuple(san for san in sans if san in wanted)

@@ -92,12 +92,16 @@ class StorageRole:
                 size=quantity(made.size_bytes),
                 device_size=quantity(made.device_bytes),
                 filesystem=made.filesystem or "",
+                sans=self._sans(volume),
             )
         if work.status != volume.status:
             self._store.update_status(replace(volume, status=work.status))
         if work.again_s is None:
             self._settled[name] = frozenset((one.node, one.node_id) for one in work.status.grants)
         return work.again_s
+
+    def _sans(self, volume: AoEVolume) -> tuple[str, ...]:
+        return tuple(san for san in self._engine.sans() if volume.spec.san in (None, san))
 
     def _accept(self, volume: AoEVolume) -> AoEVolume:
         """Take a volume on: first the finalizer, so that it cannot vanish, then the word that binds it here."""

@@ -155,8 +155,8 @@ def provisioner(store: KubernetesStore, roles: Roles) -> ClusterProvisioner:
         time.sleep(0.1)
     while not roles.live() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert cluster.capacity(PoolName("thin"), SAN).maximum_volume_bytes > GIB
-    assert cluster.capacity(None, SanName("elsewhere")).available_bytes == 0
+    assert cluster.capacity(PoolName("thin"), (SAN,)).maximum_volume_bytes > GIB
+    assert cluster.capacity(None, (SanName("elsewhere"),)).available_bytes == 0
     assert (cluster.pools(), cluster.sans()) == (("thick", "thin"), (SAN,))
     return cluster
 

@@ -41,6 +41,7 @@ def wanted_of(spec: VolumeSpec) -> AoEVolumeSpec:
         max_size=quantity(spec.limit_bytes) if spec.limit_bytes else None,
         pool=spec.pool,
         san=spec.san,
+        reach=spec.reach,
         durability=spec.durability,
         wipe=spec.wipe,
         source=source,
@@ -63,6 +64,7 @@ def request_of(asked: AoEVolume) -> VolumeSpec:
         durability=spec.durability,
         wipe=spec.wipe,
         san=SanName(spec.san) if spec.san else None,
+        reach=tuple(SanName(san) for san in spec.reach),
         source=source,
     )
 
@@ -80,6 +82,7 @@ def volume_of(made: AoEVolume) -> Volume:
         durability=asked.durability,
         wipe=asked.wipe,
         san=asked.san,
+        reach=tuple(SanName(san) for san in made.status.sans),
         source=asked.source,
         filesystem=made.status.filesystem or None,
     )

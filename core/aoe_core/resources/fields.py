@@ -15,6 +15,7 @@ GROUP = "aoe-csi.dev"
 VERSION = "v1alpha1"
 
 MAX_TICKETS = 64
+MAX_SANS = 16
 """Lists are bounded so that the API server can reckon what a rule over them costs at most."""
 
 

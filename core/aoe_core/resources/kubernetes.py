@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx2
 import lightkube
 import msgspec
-from lightkube.core.exceptions import ApiError
+from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
 from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.meta_v1 import ObjectMeta
@@ -52,10 +52,8 @@ class KubernetesStore:
     """The API server that a kubeconfig names, or the one of the cluster this process runs in."""
 
     def __init__(self, kubeconfig: Path | None = None, *, holder: str = "aoe-csi") -> None:
-        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
-        self._connect = functools.partial(
-            lightkube.Client, config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager=holder
-        )
+        """Raises: Invalid when there is neither."""
+        self._connect = functools.partial(_connected, kubeconfig, field_manager=holder)
         self._client = self._connect()
         self._guard = threading.Lock()
         self._changes: dict[type[Fields], _Changes] = {}
@@ -151,10 +149,8 @@ class KubernetesLeases:
     """One Lease (coordination.k8s.io) for each storage node, in the namespace of the installation."""
 
     def __init__(self, kubeconfig: Path | None, namespace: str) -> None:
-        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
-        self._client = lightkube.Client(
-            config=config, timeout=httpx2.Timeout(_REQUEST_S), field_manager="aoe-csi-lease", namespace=namespace
-        )
+        """Raises: Invalid when no API server is known."""
+        self._client = _connected(kubeconfig, field_manager="aoe-csi-lease", namespace=namespace)
 
     def close(self) -> None:
         """Let go of the connections; no call may be under way."""
@@ -230,6 +226,17 @@ class _Changes:
                 self._changed.notify_all()
             self._stopped.wait(_AGAIN_S)
         self._client.close()
+
+
+def _connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
+    """Return a client. Raises: Invalid when nothing says where the API server is."""
+    try:
+        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
+        return lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), **words)
+    except (ConfigError, OSError) as error:
+        raise Invalid(
+            f"no API server is known ({error}); run this in a cluster's pod, or name a kubeconfig with --kubeconfig"
+        ) from error
 
 
 def _generic(kind: type[Fields]) -> type[GenericGlobalResource]:

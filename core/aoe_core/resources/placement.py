@@ -56,18 +56,20 @@ def choose(
     Raises: NoSpace when no node has the room; Unreachable when those that may have it are away.
     """
     size_bytes, pool, san = parse_quantity(volume.spec.size), volume.spec.pool, volume.spec.san
-    wanted = f"volume {volume.metadata.name}: pool {pool}" + (f" on SAN {san}" if san else "")
+    reach = {san} if san else set(volume.spec.reach)
+    where = f" on SAN {' or '.join(sorted(reach))}" if reach else ""
+    wanted = f"volume {volume.metadata.name}: pool {pool}{where}"
     offering = [
         node
         for node in nodes
         if not node.spec.decommissioned
         and any(one.name == pool for one in node.spec.pools)
-        and (san is None or any(one.name == san for one in node.spec.sans))
+        and (not reach or any(one.name in reach for one in node.spec.sans))
         and source_node in (None, node.metadata.name)
     ]
     if not offering:
-        where = f" on {source_node}, where its source is," if source_node else ""
-        raise NoSpace(f"{wanted} is offered{where} by no storage node; see kubectl get aoenodes -o yaml")
+        there = f" on {source_node}, where its source is," if source_node else ""
+        raise NoSpace(f"{wanted} is offered{there} by no storage node; see kubectl get aoenodes -o yaml")
     promised = _promised(others, pool)
     usable = [
         Candidate(

@@ -5,7 +5,7 @@ answers come back as conditions. What is not done in time goes on, and the same 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
@@ -61,15 +61,16 @@ class ClusterProvisioner:
         return tuple(sorted({SanName(san.name) for node in self._nodes() for san in node.spec.sans}))
 
     def has_snapshots(self) -> bool:
-        """Say whether any pool can take snapshots."""
-        return any(pool.thin_pool is not None for node in self._nodes() for pool in node.spec.pools)
+        """Say yes: a sidecar asks once, when it starts, and a thin pool may come any day. A thick pool's volume says
+        no when it is asked."""
+        return True
 
-    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
-        """Return what the ready storage nodes on a SAN can still give out."""
+    def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
+        """Return what the ready storage nodes on these SANs can still give out."""
         parts = [
             status
             for node in self._nodes()
-            if is_ready(node) and not node.spec.unschedulable and (san is None or _is_on(node, san))
+            if is_ready(node) and not node.spec.unschedulable and (sans is None or _is_on(node, sans))
             for status in node.status.pools
             if pool in (None, status.name)
         ]
@@ -358,8 +359,8 @@ def is_ready(node: AoENode) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def _is_on(node: AoENode, san: SanName) -> bool:
-    return any(one.name == san for one in node.spec.sans)
+def _is_on(node: AoENode, sans: Collection[SanName]) -> bool:
+    return any(one.name in sans for one in node.spec.sans)
 
 
 def _is_given_out(volume: AoEVolume) -> bool:
@@ -373,6 +374,8 @@ def _require_not_going(volume: AoEVolume) -> None:
 
 def _require_same(volume: AoEVolume, wanted: AoEVolumeSpec) -> None:
     differing = [field for field in _DECIDED if getattr(volume.spec, field) != getattr(wanted, field)]
+    if wanted.reach and volume.status.sans and not set(wanted.reach) & set(volume.status.sans):
+        differing.append("reach")
     have_bytes = parse_quantity(volume.status.size or volume.spec.size)
     if have_bytes < parse_quantity(wanted.size) or (wanted.max_size and have_bytes > parse_quantity(wanted.max_size)):
         differing.append("size")

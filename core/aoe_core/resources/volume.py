@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from aoe_core.model import AccessMode, Durability, Transport, Wipe
 from aoe_core.resources.fields import (
+    MAX_SANS,
     MAX_TICKETS,
     Conditions,
     Fields,
@@ -90,6 +91,10 @@ class AoEVolumeSpec(Fields, frozen=True, kw_only=True):
         LabelName | None,
         Meta(description="The SAN it is exported on; left out: any that storage and compute node share."),
     ] = None
+    reach: Annotated[
+        tuple[LabelName, ...],
+        Meta(max_length=MAX_SANS, description="SANs one of which the storage node must be on; left out: any."),
+    ] = ()
     durability: Annotated[
         Durability, Meta(description="sync: vblade -s. direct-sync: vblade -d -s, past the storage node's cache.")
     ] = Durability.SYNC
@@ -128,6 +133,7 @@ _SPEC_RULES = rules(
     ),
     _decided("pool", "make a volume in the other pool and copy"),
     _decided("san", "make a volume for the other SAN and copy"),
+    _decided("reach", "make a volume that is reached over the other SANs and copy"),
     _decided("durability", "make a volume with the other durability and copy"),
     _decided("wipe", "make a volume with the other wipe and copy"),
     _decided("source", "make another volume from the other source"),
@@ -182,6 +188,10 @@ class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
     node: Annotated[ObjectName | None, Meta(description="The storage node that has taken it on.")] = None
     size: Annotated[Quantity | None, Meta(description="The size it has now, as asked for.")] = None
     device_size: Annotated[Quantity | None, Meta(description="The same, rounded up to LVM's extents.")] = None
+    sans: Annotated[
+        tuple[LabelName, ...],
+        Meta(max_length=MAX_SANS, description="The SANs its storage node can export it on."),
+    ] = ()
     serial: Annotated[str, Meta(max_length=9, description="What identifies it on the wire and in a guest.")] = ""
     filesystem: Annotated[str, Meta(max_length=32, description="What the storage node saw on it.")] = ""
     grants: Annotated[

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,9 +118,9 @@ class Engine:
         """Say whether any pool is thin."""
         return any(pool.thin_pool for pool in self._settings.pool)
 
-    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
+    def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
         """Return what one pool or all can still give out; a pool that cannot be used gives nothing."""
-        if san is not None and self._settings.san_named(san) is None:
+        if sans is not None and not any(self._settings.san_named(san) for san in sans):
             return Capacity(available_bytes=0, maximum_volume_bytes=0)
         report = self._host.lvm.report()
         parts = [

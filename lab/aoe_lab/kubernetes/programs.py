@@ -55,6 +55,25 @@ KUBERNETES = Module(
     versioned="k8s.io/kubernetes",
 )
 
+_CSI = "github.com/kubernetes-csi"
+SIDECARS = Module(
+    folder="sidecars",
+    packages={
+        "csi-attacher": f"{_CSI}/external-attacher/v4/cmd/csi-attacher",
+        "csi-provisioner": f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",
+        "csi-resizer": f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
+        "csi-snapshotter": f"{_CSI}/external-snapshotter/v8/cmd/csi-snapshotter",
+        "snapshot-controller": f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
+    },
+    versioned=f"{_CSI}/external-provisioner/v6",
+)
+HELM = Module(
+    folder="helm",
+    packages={"helm": "helm.sh/helm/v4/cmd/helm"},
+    link="-X helm.sh/helm/v4/internal/version.version={version}",
+    versioned="helm.sh/helm/v4",
+)
+
 
 def ensure_programs(modules: Sequence[Module] = (ETCD, KUBERNETES)) -> dict[str, Path]:
     """Return program name → path, built where the cache lacks them (minutes)."""

@@ -5,7 +5,7 @@ can say "nothing happened". `trouble` maps a method's name to something to do wh
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -108,6 +108,7 @@ class MemoryProvisioner:
             device_bytes=round_up(spec.size_bytes, 4 * MIB),
             state=VolumeState.READY,
             durability=spec.durability,
+            reach=spec.reach,
             wipe=spec.wipe,
             source=spec.source,
         )
@@ -219,8 +220,8 @@ class MemoryProvisioner:
     def list_snapshots(self) -> tuple[Snapshot, ...]:
         return tuple(self.snapshots[one] for one in sorted(self.snapshots))
 
-    def capacity(self, pool: PoolName | None, san: SanName | None) -> Capacity:
-        if pool not in (None, *self.pool_names) or san not in (None, *self.san_names):
+    def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
+        if pool not in (None, *self.pool_names) or (sans is not None and not set(sans) & set(self.san_names)):
             return Capacity(available_bytes=0, maximum_volume_bytes=0)
         used = sum(volume.size_bytes for volume in self.volumes.values())
         left = max(0, LARGEST_BYTES - used)

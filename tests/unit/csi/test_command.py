@@ -69,6 +69,15 @@ def test_a_bad_endpoint_is_one_sentence_and_code_2(config: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_controller_without_a_cluster_is_one_sentence_and_code_2(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.conf"
+    done = run("controller", "--kubeconfig", str(absent), "--endpoint", str(tmp_path / "csi.sock"))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "absent.conf" in done.stderr
+    assert "--kubeconfig" in done.stderr
+
+
 def test_no_command_is_a_usage_error() -> None:
     done = run()
     assert done.returncode == 2

@@ -256,6 +256,16 @@ def test_a_wish_for_an_unknown_topology_is_not_a_demand(plugin: Plugin) -> None:
     assert plugin.controller.CreateVolume(request).volume.volume_id == "pvc-1"
 
 
+def test_a_demand_for_sans_is_passed_on(plugin: Plugin) -> None:
+    plugin.provisioner.san_names = (SanName("main"), SanName("second"), SanName("third"))
+    request = create()
+    request.accessibility_requirements.CopyFrom(
+        requirement({"san.aoe-csi.dev/third": "true", "san.aoe-csi.dev/second": "true"}, {"zone": "a"})
+    )
+    reached = plugin.controller.CreateVolume(request).volume.accessible_topology
+    assert [list(one.segments) for one in reached] == [["san.aoe-csi.dev/second"], ["san.aoe-csi.dev/third"]]
+
+
 # --- sources ----------------------------------------------------------------------------------------------------
 
 

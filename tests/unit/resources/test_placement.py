@@ -91,3 +91,12 @@ def test_a_pool_that_nobody_offers_is_no_space() -> None:
 def test_away_is_not_full() -> None:
     with pytest.raises(Unreachable, match="offered by a, b, and none of them is ready"):
         chosen([node("a", ready=False), node("b", ready=False)])
+
+
+def test_one_of_several_sans_must_reach_it() -> None:
+    nodes = [node("a", san="main"), node("b", "1Gi", san="second"), node("c", "20Gi", san="third")]
+    assert chosen(nodes, volume(reach=("second", "third"))) == "c"
+    with pytest.raises(NoSpace, match="on SAN fourth is offered by no storage node"):
+        chosen(nodes, volume(reach=("fourth",)))
+    with pytest.raises(NoSpace, match="b takes at most 1Gi"):
+        chosen(nodes, volume(reach=("second",)))
