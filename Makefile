@@ -182,12 +182,12 @@ demo-standalone: demo ## The same: the life of a volume without Kubernetes
 # reads it.
 PROTO_OUT ?= csi
 .PHONY: proto
-proto: $(STAMPS)/venv ## Generate the gRPC stubs from csi/aoe_csi/proto/csi.proto
+proto: $(STAMPS)/venv ## Generate the gRPC stubs from csi/aoe_csi/proto/*.proto
 	$(PYTHON) -m grpc_tools.protoc -Icsi --python_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) \
 		--plugin=$(dir $(PYTHON))protoc-gen-mypy --plugin=$(dir $(PYTHON))protoc-gen-mypy_grpc \
 		--mypy_out=quiet:$(PROTO_OUT) \
 		--mypy_grpc_out=quiet,only_sync,generate_concrete_servicer_stubs:$(PROTO_OUT) \
-		csi/aoe_csi/proto/csi.proto
+		csi/aoe_csi/proto/csi.proto csi/aoe_csi/proto/pluginregistration.proto
 
 CRDS := charts/aoe-csi/files/crds
 .PHONY: crds

@@ -6,7 +6,6 @@ and a person see the same words.
 
 import enum
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,11 @@ FIXED_KERNELS = ((5, 10, 214), (5, 15, 153), (6, 1, 83), (6, 6, 23), (6, 7, 11),
 """First releases with the fix of CVE-2024-26898 (aoe use after free, drivers/block/aoe/aoenet.c); 6.9 and later all."""
 
 
-def run(settings: Settings, runner: Runner | None = None) -> tuple[Finding, ...]:
+def run(settings: Settings, runner: HostRunner | None = None) -> tuple[Finding, ...]:
     """Check this machine against what its configuration wants of it."""
     runner = runner or HostRunner()
     findings = [
-        *_programs(settings),
+        *_programs(settings, runner),
         *_prepared(settings, runner),
         *_kernel(Path("/proc/sys/kernel/osrelease").read_text()),
     ]
@@ -65,7 +64,7 @@ def run(settings: Settings, runner: Runner | None = None) -> tuple[Finding, ...]
     return tuple(findings)
 
 
-def _programs(settings: Settings) -> Iterable[Finding]:
+def _programs(settings: Settings, runner: HostRunner) -> Iterable[Finding]:
     needed = {"nft": "nftables", "systemctl": "systemd"}
     if settings.pool:
         needed |= {
@@ -79,7 +78,7 @@ def _programs(settings: Settings) -> Iterable[Finding]:
             "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs",
             "xfs_growfs": "xfsprogs", "mount": "mount", "blkid": "util-linux",
         }  # fmt: skip
-    missing = {program: package for program, package in needed.items() if shutil.which(program) is None}
+    missing = {program: package for program, package in needed.items() if not runner.has(program)}
     for program, package in missing.items():
         yield Finding(
             check="programs",

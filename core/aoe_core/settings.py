@@ -6,7 +6,7 @@ by name before anything starts. Nothing else in the project reads configuration,
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ DEFAULT_PATH = Path("/etc/aoe-csi/config.toml")
 _NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
+File = TypeVar("File", bound=msgspec.Struct)
 
 
 class San(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,25 +132,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def read(path: Path = DEFAULT_PATH) -> Settings:
     """Read and check a configuration file. Raises: Invalid naming the file, the key, the fact and the remedy."""
+    settings = read_as(Settings, path)
+    _check(settings, str(path))
+    return settings
+
+
+def parse(text: str, origin: str = "configuration") -> Settings:
+    """Check a configuration's text. Raises: Invalid."""
+    settings = _decode(Settings, text, origin)
+    _check(settings, origin)
+    return settings
+
+
+def read_as(kind: type[File], path: Path) -> File:
+    """Read a TOML file of any kind of ours; what contradicts itself in it is its owner's to find. Raises: Invalid."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise Invalid(f"configuration {path} cannot be read ({error.strerror}); create it or pass --config") from error
     except UnicodeDecodeError as error:
         raise Invalid(f"configuration {path} is not UTF-8 text (byte {error.start}); write it as TOML") from error
-    return parse(text, str(path))
+    return _decode(kind, text, str(path))
 
 
-def parse(text: str, origin: str = "configuration") -> Settings:
-    """Check a configuration's text. Raises: Invalid."""
+def _decode(kind: type[File], text: str, origin: str) -> File:
     try:
-        settings = msgspec.toml.decode(text, type=Settings)
+        return msgspec.toml.decode(text, type=kind)
     except msgspec.ValidationError as error:
         raise Invalid(f"{origin}: {_in_words(str(error))}; see docs/configuration.md") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise Invalid(f"{origin} is no valid TOML: {error}") from error
-    _check(settings, origin)
-    return settings
 
 
 def _in_words(message: str) -> str:

@@ -11,17 +11,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from aoe_core import settings as configuration
-from aoe_core.errors import AoECsiError
+from aoe_core.errors import AoECsiError, Invalid
 from aoe_csi import logs
 
 if TYPE_CHECKING:
     from aoe_csi.composition import Composition
+    from aoe_csi.health import Check
+    from aoe_csi.server import Server
 
 DEFAULT_ENDPOINT = "unix:///run/aoe-csi/csi.sock"
 OK, ATTENTION, REFUSED = 0, 1, 2
@@ -45,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--endpoint", default=DEFAULT_ENDPOINT, metavar="unix:///PATH", help="the socket; default: %(default)s"
     )
+    serving.add_argument("--health", metavar="HOST:PORT", help="where to answer /healthz, /readyz and /metrics")
     printing = argparse.ArgumentParser(add_help=False)
     printing.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -63,9 +67,26 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=words, description=words, parents=[shared, *parents])
         command.set_defaults(act=act)
+        if name == "node":
+            _add_cluster_words(command)
         if name == "prepare-host":
             command.add_argument("--check", action="store_true", help="change nothing, say what differs")
     return top
+
+
+def _add_cluster_words(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("in a cluster")
+    group.add_argument(
+        "--san-rules", type=Path, metavar="PATH", help="rules for all nodes of a cluster, instead of --config"
+    )
+    group.add_argument("--node-name", metavar="NAME", help="this node's name in the cluster")
+    group.add_argument(
+        "--registration-directory", type=Path, metavar="PATH", help="where kubelet looks for plugins to register"
+    )
+    group.add_argument(
+        "--enter-host", action="store_true", help="run commands in the namespaces of process 1: for a container"
+    )
+    group.add_argument("--prepare-host", action="store_true", help="first do what `aoe-csi prepare-host` does")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,22 +106,48 @@ def _standalone(options: argparse.Namespace) -> int:
     _disable_fork_support()
     from aoe_csi.composition import compose_standalone
 
-    return _serve(options.endpoint, compose_standalone(settings))
+    return _serve(options, compose_standalone(settings))
 
 
 def _controller(options: argparse.Namespace) -> int:
     _disable_fork_support()
     from aoe_csi.composition import compose_controller
 
-    return _serve(options.endpoint, compose_controller(options.kubeconfig))
+    return _serve(options, compose_controller(options.kubeconfig))
 
 
 def _node(options: argparse.Namespace) -> int:
-    settings = configuration.read(options.config)
     _disable_fork_support()
+    if options.san_rules is not None:
+        return _cluster_node(options)
+    settings = configuration.read(options.config)
     from aoe_csi.composition import compose_node
 
-    return _serve(options.endpoint, compose_node(settings))
+    return _serve(options, compose_node(settings))
+
+
+def _cluster_node(options: argparse.Namespace) -> int:
+    from aoe_csi import registration
+    from aoe_csi.cluster_node import ClusterNode
+    from aoe_csi.composition import compose_cluster_node
+    from aoe_csi.server import Server, parse_endpoint
+
+    if not options.node_name:
+        raise Invalid("--san-rules goes with --node-name; say which node this is")
+    machine = ClusterNode(options.san_rules, options.node_name, enter_host=options.enter_host)
+    if options.prepare_host:
+        machine.prepare_host()
+    composition = compose_cluster_node(machine)
+    if options.registration_directory is None:
+        return _serve(options, composition, alive=machine.find_change, ready=machine.find_lack)
+    registered = registration.Registration(parse_endpoint(options.endpoint))
+    return _serve(
+        options,
+        composition,
+        beside=[Server(str(registration.socket_in(options.registration_directory)), registered)],
+        alive=machine.find_change,
+        ready=lambda: machine.find_lack() or registered.problem,
+    )
 
 
 def _disable_fork_support() -> None:
@@ -108,20 +155,41 @@ def _disable_fork_support() -> None:
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
-def _serve(endpoint: str, composition: "Composition") -> int:
-    from aoe_csi.server import Server
+def _serve(
+    options: argparse.Namespace,
+    composition: "Composition",
+    *,
+    beside: Sequence["Server"] = (),
+    alive: "Check" = lambda: None,
+    ready: "Check" = lambda: None,
+) -> int:
+    """Serve until told to stop. `beside`: servers that begin when the driver answers, and end before it does."""
+    from aoe_csi import health
+    from aoe_csi.server import Server, parse_endpoint
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    server = Server(endpoint, composition.services)
-    server.start()
-    for worker in composition.background:
-        worker.start_background()
-    stop.wait()
-    for worker in composition.background:
-        worker.stop_background()
-    if server.stop():
+    server = Server(options.endpoint, composition.services)
+    socket = str(parse_endpoint(options.endpoint))
+    with ExitStack() as checked:
+        if options.health is not None:
+            is_alive: health.Check = lambda: alive() or health.probe(socket)  # noqa: E731 - of a named type.
+            checked.enter_context(
+                health.Health(health.parse_address(options.health), alive=is_alive, ready=lambda: is_alive() or ready())
+            )
+        server.start()
+        for worker in composition.background:
+            worker.start_background()
+        for other in beside:
+            other.start()
+        stop.wait()
+        for other in beside:
+            other.stop()
+        for worker in composition.background:
+            worker.stop_background()
+        ended = server.stop()
+    if ended:
         return OK
     # Threads that still hold a call would keep the interpreter from ending, perhaps for as long as a target is dead.
     logging.shutdown()

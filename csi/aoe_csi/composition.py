@@ -6,7 +6,7 @@ Imports of the host's code are inside the functions: a node without pools never 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aoe_core.errors import Invalid
 from aoe_core.settings import Settings
@@ -15,6 +15,9 @@ from aoe_csi.identity import Identity
 from aoe_csi.node import Node
 from aoe_csi.server import Services
 from aoe_csi.status import HostReport, PoolRow, export_rows, grant_rows, orphan_rows, staged_rows, volume_rows
+
+if TYPE_CHECKING:
+    from aoe_csi.cluster_node import ClusterNode
 
 
 class Background(Protocol):
@@ -84,6 +87,16 @@ def compose_node(settings: Settings) -> Composition:
 
     attacher = open_attacher(settings)
     return Composition(services=Services(identity=Identity(), node=Node(attacher)), background=(attacher,))
+
+
+def compose_cluster_node(machine: "ClusterNode") -> Composition:
+    """Return the node service of a cluster's compute node."""
+    from aoe_core.attach.attacher import open_attacher
+
+    attacher = open_attacher(machine.settings, enter_host=machine.enter_host)
+    return Composition(
+        services=Services(identity=Identity(), node=Node(attacher, machine.find_lack)), background=(attacher,)
+    )
 
 
 def report_host(settings: Settings) -> HostReport:

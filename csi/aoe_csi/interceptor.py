@@ -17,6 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from aoe_core import errors
+from aoe_csi import metrics
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.requests import shown
 
@@ -139,7 +140,9 @@ class _Call:
             code, answer = self._answer(raw, context, facts)
         finally:
             self._edge.count(-1)
-        facts |= {"code": code.name, "ms": round((time.monotonic() - started) * 1000)}
+        seconds = time.monotonic() - started
+        metrics.CALLS.labels(self._method.rpartition("/")[2], code.name).observe(seconds)
+        facts |= {"code": code.name, "ms": round(seconds * 1000)}
         if code is not grpc.StatusCode.OK:
             log.info("call", extra={**facts, "error": answer})
             context.abort(code, answer)

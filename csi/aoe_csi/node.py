@@ -5,9 +5,11 @@ devices or mounts. Methods of CSI 1.13 that are not here answer UNIMPLEMENTED. S
 """
 # ruff: noqa: ARG002 - the generated servicers give every method its arguments.
 
+from collections.abc import Callable
+
 import grpc
 
-from aoe_core.errors import InUse, Invalid
+from aoe_core.errors import InUse, Invalid, Unreachable
 from aoe_core.host.contracts import Usage
 from aoe_core.locks import Locks
 from aoe_core.model import MAX_NODE_ID_BYTES
@@ -25,8 +27,10 @@ _OFFERED = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.EXPAND_VOLUME
 class Node(csi_pb2_grpc.NodeServicer):
     """Serves one Attacher. Its locks are its own: revoking a grant must not wait for a stuck unmount."""
 
-    def __init__(self, attacher: Attacher) -> None:
+    def __init__(self, attacher: Attacher, check: Callable[[], str | None] = lambda: None) -> None:
+        """`check`: says what this machine lacks, with the remedy; asked before it is offered to a cluster."""
         self._attacher = attacher
+        self._check = check
         self._locks = Locks()
 
     def NodeGetCapabilities(
@@ -38,7 +42,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         )
 
     def NodeGetInfo(self, request: csi.NodeGetInfoRequest, context: grpc.ServicerContext) -> csi.NodeGetInfoResponse:
-        """Return this node's id, its SANs and how many volumes it takes."""
+        """Return this node's id, its SANs and how many volumes it takes; refused while the machine lacks something."""
+        lacking = self._check()
+        if lacking is not None:
+            raise Unreachable(lacking)
         node_id = str(self._attacher.identity())
         if len(node_id.encode()) > MAX_NODE_ID_BYTES:
             raise Invalid(

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -39,6 +40,21 @@ class Services:
     identity: csi_pb2_grpc.IdentityServicer
     controller: csi_pb2_grpc.ControllerServicer | None = None
     node: csi_pb2_grpc.NodeServicer | None = None
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Serve them on a server."""
+        csi_pb2_grpc.add_IdentityServicer_to_server(self.identity, server)
+        if self.controller is not None:
+            csi_pb2_grpc.add_ControllerServicer_to_server(self.controller, server)
+        if self.node is not None:
+            csi_pb2_grpc.add_NodeServicer_to_server(self.node, server)
+
+
+class Served(Protocol):
+    """What can be put on a server."""
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Serve it there."""
 
 
 def parse_endpoint(endpoint: str) -> Path:
@@ -66,7 +82,7 @@ def _private(path: Path) -> Path:
 class Server:
     """One server on one socket: `start`, then `stop` once."""
 
-    def __init__(self, endpoint: str, services: Services) -> None:
+    def __init__(self, endpoint: str, services: Served) -> None:
         self._path = parse_endpoint(endpoint)
         self._services = services
         self._edge = Edge()
@@ -90,11 +106,7 @@ class Server:
         private = _private(self._path)
         private.unlink(missing_ok=True)
         server = grpc.server(self._workers, interceptors=[self._edge])
-        csi_pb2_grpc.add_IdentityServicer_to_server(self._services.identity, server)
-        if self._services.controller is not None:
-            csi_pb2_grpc.add_ControllerServicer_to_server(self._services.controller, server)
-        if self._services.node is not None:
-            csi_pb2_grpc.add_NodeServicer_to_server(self._services.node, server)
+        self._services.add_to(server)
         # The process's umask, for the one moment in which the socket appears: nobody else may connect, ever.
         umask = os.umask(0o177)
         try:

@@ -1,4 +1,4 @@
-"""The wire format: csi.proto is the published one, and the stubs are what comes out of it."""
+"""The wire formats: the protos are the published ones, and the stubs are what comes out of them."""
 
 import hashlib
 import subprocess
@@ -7,12 +7,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "csi/aoe_csi/proto"
-# sha256 of csi.proto in the Go module github.com/container-storage-interface/spec v1.13.0.
-PUBLISHED = "8c5604cb76fefff19c01cf88ebd229e4f8c88c419898b07e4914318d25d84af3"
+PUBLISHED = {
+    # In the Go module github.com/container-storage-interface/spec v1.13.0.
+    "csi.proto": "8c5604cb76fefff19c01cf88ebd229e4f8c88c419898b07e4914318d25d84af3",
+    # pkg/apis/pluginregistration/v1/api.proto in the Go module k8s.io/kubelet v0.37.2.
+    "pluginregistration.proto": "7a67a0000a1a167c155286834bc9ccb489f8bcdb394e006daba270189c272afa",
+}
+"""File → sha256."""
 
 
-def test_the_vendored_proto_is_the_published_one() -> None:
-    assert hashlib.sha256((PROTO / "csi.proto").read_bytes()).hexdigest() == PUBLISHED
+def test_the_vendored_protos_are_the_published_ones() -> None:
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in PROTO.glob("*.proto")}
+    assert found == PUBLISHED
 
 
 def test_the_committed_stubs_are_what_make_proto_generates(tmp_path: Path) -> None:
@@ -24,6 +30,6 @@ def test_the_committed_stubs_are_what_make_proto_generates(tmp_path: Path) -> No
         timeout=120,
     )
     generated = {path.name: path.read_bytes() for path in (tmp_path / "aoe_csi/proto").iterdir()}
-    committed = {path.name: path.read_bytes() for path in PROTO.glob("csi_pb2*")}
+    committed = {path.name: path.read_bytes() for path in PROTO.glob("*_pb2*")}
     assert sorted(generated) == sorted(committed)
     assert [name for name, content in generated.items() if committed[name] != content] == []

@@ -219,16 +219,16 @@ class Attacher:
             waited_s += _LOOK_S
 
 
-def open_attacher(settings: Settings) -> Attacher:
-    """Return the attach engine of this machine, made of its real parts."""
-    runner, calls = HostRunner(), BlockingCalls()
+def open_attacher(settings: Settings, *, enter_host: bool = False) -> Attacher:
+    """Return the attach engine of this machine, made of its real parts. `enter_host`: see HostRunner."""
+    runner, calls = HostRunner(enter_host=enter_host), BlockingCalls()
     filesystems = HostFileSystems(runner, calls)
     ingress = NftIngressRules(runner)
     initiator = LinuxInitiator(runner, calls)
     host = ComputeHost(
         initiator=initiator,
         ingress=ingress,
-        mounts=HostMounts(runner),
+        mounts=HostMounts(runner, runner.process / "mountinfo"),
         filesystems=filesystems,
         blocks=AttachedBlockDevices(HostBlockDevices(runner), calls, filesystems.has_mark),
         record_files=DurableFiles(Path(settings.state_directory) / "staged"),

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from aoe_core.errors import CommandFailed, Unfinished
 from aoe_core.host.contracts import Finished
@@ -21,11 +22,19 @@ _GRACE_S = 1.0
 """How long a killed child may take to be gone before it is called stuck; a healthy one needs milliseconds."""
 
 
-class HostRunner:
-    """Runs commands on this host, or on the host around this container by a prefix such as `nsenter -t 1 -a --`."""
+_ENTER = ("nsenter", "--target", "1", "--mount", "--uts", "--ipc", "--net", "--")
+"""nsenter(1): into the namespaces of the host's first process; a container needs the host's PID namespace for it."""
+HOST_PROCESS = Path("/proc/1")
 
-    def __init__(self, prefix: Sequence[str] = ()) -> None:
-        self._prefix = tuple(prefix)
+
+class HostRunner:
+    """Runs commands on this host: in our own namespaces, or from a container in those of the host around it."""
+
+    def __init__(self, *, enter_host: bool = False) -> None:
+        self._prefix = _ENTER if enter_host else ()
+        self._root = HOST_PROCESS / "root" if enter_host else Path("/")
+        self.process = HOST_PROCESS if enter_host else Path("/proc/self")
+        """A process in whose namespaces the commands run."""
         self._environment = {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
         self._abandoned: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
@@ -69,6 +78,13 @@ class HostRunner:
             extra={"argv": list(argv), "code": finished.code, "ms": round(finished.seconds * 1000)},
         )
         return finished
+
+    def has(self, program: str) -> bool:
+        """Say whether a program is installed where commands run."""
+        return any(
+            (self._root / directory.lstrip("/") / program).exists()
+            for directory in self._environment.get("PATH", os.defpath).split(os.pathsep)
+        )
 
     def abandoned(self) -> tuple[int, ...]:
         """Return the process ids of children that were given up and still exist."""

@@ -736,9 +736,12 @@ def _is_copying_from(volume: Volume, lv: LogicalVolume, source: VolumeId) -> boo
     return lv.kind is LvKind.THICK and volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
 
 
-def open_engine(settings: Settings, *, waits_for_others: bool = True) -> Engine:
-    """Return the engine of this machine. `waits_for_others`: see HostLvm; False for one that is only looked at."""
-    runner = HostRunner()
+def open_engine(settings: Settings, *, waits_for_others: bool = True, enter_host: bool = False) -> Engine:
+    """Return the engine of this machine.
+
+    `waits_for_others`: see HostLvm; False for one that is only looked at. `enter_host`: see HostRunner.
+    """
+    runner = HostRunner(enter_host=enter_host)
     host = StorageHost(
         lvm=HostLvm(runner, waits_for_others=waits_for_others),
         blocks=HostBlockDevices(runner),

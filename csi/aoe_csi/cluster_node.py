@@ -1,0 +1,85 @@
+"""A compute node of a cluster: its settings out of rules that all nodes share, and what it lacks.
+
+It asks no API server. What it lacks is told where somebody looks: NodeGetInfo fails with it, so that kubelet does not
+register the driver and no pod is sent here; /readyz and a metric say the same.
+"""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import prometheus_client
+
+from aoe_core import preflight, preparation, san_rules
+from aoe_core.errors import AoECsiError
+from aoe_core.host.runner import HostRunner
+from aoe_core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LACKING = prometheus_client.Gauge(
+    "aoe_csi_node_lacking", "Findings of preflight that keep this node from taking volumes."
+)
+_LOOK_EVERY_S = 30.0
+"""A look costs a dozen commands, and probes come every few seconds."""
+
+
+class ClusterNode:
+    """One compute node, as its rules and its interfaces said when the process began."""
+
+    def __init__(self, rules: Path, name: str, *, enter_host: bool, interfaces: Path = Path("/sys/class/net")) -> None:
+        """Raises: Invalid when the rules cannot be read, or say two things of this node."""
+        self.enter_host = enter_host
+        self._rules = rules
+        self._name = name
+        self._interfaces = interfaces
+        self._runner = HostRunner(enter_host=enter_host)
+        self._guard = threading.Lock()
+        self._looked_s = float("-inf")
+        self._lack: str | None = None
+        self.settings = self._resolve()
+
+    def prepare_host(self) -> None:
+        """Bring the host's units, rules and module options into place; what fails is preflight's to tell."""
+        try:
+            outcome = preparation.prepare(self.settings, runner=self._runner)
+        except AoECsiError as error:
+            log.error("host is not prepared", extra={"error": str(error)})
+        else:
+            log.info("host is prepared", extra={"done": list(outcome.done), "by_hand": list(outcome.remaining)})
+
+    def find_change(self) -> str | None:
+        """Say that rules or interfaces are not what they were when the process began: it must be started anew."""
+        try:
+            same = self._resolve() == self.settings
+        except AoECsiError as error:
+            return str(error)
+        return None if same else f"rules or interfaces of node {self._name} have changed; starting anew takes them up"
+
+    def find_lack(self) -> str | None:
+        """Say what keeps this node from taking volumes, with the remedy; None when nothing does."""
+        with self._guard:
+            if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+                self._lack = self._look()
+                self._looked_s = time.monotonic()
+            return self._lack
+
+    def _resolve(self) -> Settings:
+        return san_rules.resolve(san_rules.read(self._rules), self._name, self._present())
+
+    def _present(self) -> list[str]:
+        return sorted(path.name for path in self._interfaces.iterdir())
+
+    def _look(self) -> str | None:
+        if not self.settings.san:
+            _LACKING.set(1)
+            present = ", ".join(self._present())
+            return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
+        failures = [
+            one for one in preflight.run(self.settings, self._runner) if one.severity is preflight.Severity.FAILURE
+        ]
+        _LACKING.set(len(failures))
+        if not failures:
+            return None
+        return "; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in failures)
