@@ -50,7 +50,8 @@ class StorageRole:
         self._store = store
         self._now_s = now_s
         self._settled: dict[str, frozenset[tuple[str, str]]] = {}
-        """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer."""
+        """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer. It stays until
+        the volume is as wanted again: what was found and could not be mended is found again."""
 
     def find_drifted(self) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
@@ -71,14 +72,17 @@ class StorageRole:
         Returns: after how many seconds to look again, None when it is as wanted. Raises: Busy when somebody changed
         the resource meanwhile, Unreachable when the API server does not answer.
         """
-        self._settled.pop(name, None)
         try:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
+            self._settled.pop(name, None)
             return None
         if volume.spec.node != self._node or volume.status.node not in (None, self._node):
+            self._settled.pop(name, None)
             return None
         if volume.metadata.deletion_timestamp is not None:
+            # kopf goes on with it until it is gone.
+            self._settled.pop(name, None)
             return self._end_volume(volume)
         if volume.status.node is None:
             volume = self._accept(volume)

@@ -97,7 +97,10 @@ class StorageProcess:
         """Reconcile what has changed on the host unasked."""
         for name in self.role.find_drifted():
             log.warning("volume is not as it was", extra={"volume": name})
-            self.role.reconcile_volume(name)
+            try:
+                self.role.reconcile_volume(name)
+            except AoECsiError as error:
+                log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
 
 
 def await_node(store: Store, name: str) -> AoENode:

@@ -160,7 +160,7 @@ def test_a_renewed_lease_shows(plane: ControlPlane) -> None:
         assert live() == frozenset()
         leases.renew_lease("storage1.example.org")
         assert live() == {"storage1.example.org"}
-        assert leases.leases().keys() == {"storage1.example.org", "storage2"}
+        assert leases.leases().keys() >= {"storage1.example.org", "storage2"}
     finally:
         leases.close()
 
