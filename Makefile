@@ -68,6 +68,8 @@ lock: venv ## Pin anew, after a change of pyproject.toml, what everything is bui
 	$(LOCK) --group dev --extra kubernetes pyproject.toml --output-file requirements/dev.txt >/dev/null
 	$(LOCK) --group machine-tests --constraint requirements/dev.txt pyproject.toml \
 		--output-file requirements/machine.txt >/dev/null
+	$(LOCK) --extra kubernetes --constraint requirements/dev.txt pyproject.toml \
+		--output-file requirements/image.txt >/dev/null
 
 # One package a line, # begins a comment. Without apt (another distribution) the names are shown instead.
 $(STAMPS)/packages: $(wildcard lab/packages.txt)
@@ -193,6 +195,10 @@ CRDS := charts/aoe-csi/files/crds
 .PHONY: crds
 crds: venv ## Generate the custom resource definitions from core/aoe_core/resources
 	$(PYTHON) -m aoe_core.resources.definitions $(CRDS)
+
+.PHONY: image
+image: setup ## Build the container image into dist/, with its bill of materials
+	$(PYTHON) -m aoe_lab.container_images --architecture $(or $(ARCH),amd64) dist
 
 .PHONY: clean
 clean: ## Remove what make and the tools left in the checkout; the cache outside stays

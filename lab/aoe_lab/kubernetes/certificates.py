@@ -55,21 +55,24 @@ class Authority:
 
     def kubeconfig(self, name: str, server: str) -> Path:
         """Write and return a kubeconfig that is sufficient by itself, for an identity issued before."""
+        credentials = {
+            "client-certificate-data": _data(self.directory / f"{name}.crt"),
+            "client-key-data": _data(self.directory / f"{name}.key"),
+        }
+        return self._write_kubeconfig(name, server, credentials)
+
+    def token_kubeconfig(self, name: str, server: str, token: str) -> Path:
+        """The same for the bearer of a token."""
+        return self._write_kubeconfig(name, server, {"token": token})
+
+    def _write_kubeconfig(self, name: str, server: str, credentials: dict[str, str]) -> Path:
         data = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [
                 {"name": "lab", "cluster": {"server": server, "certificate-authority-data": _data(self.certificate)}}
             ],
-            "users": [
-                {
-                    "name": name,
-                    "user": {
-                        "client-certificate-data": _data(self.directory / f"{name}.crt"),
-                        "client-key-data": _data(self.directory / f"{name}.key"),
-                    },
-                }
-            ],
+            "users": [{"name": name, "user": credentials}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": name}}],
             "current-context": "lab",
         }

@@ -94,6 +94,19 @@ class ControlPlane:
         self.authority.issue(name, user=user, group=group)
         return self.authority.kubeconfig(name, f"https://127.0.0.1:{self.port}")
 
+    def bearer(self, account: str, *, namespace: str, node: str | None = None, inside: bool = False) -> Path:
+        """Return a kubeconfig with a service account's token, bound to a node as the token of a pod there is.
+
+        `inside`: for programs in the lab's network.
+        """
+        words = ["create", "token", account, f"--namespace={namespace}", "--duration=24h"]
+        if node is not None:
+            words += ["--bound-object-kind=Node", f"--bound-object-name={node}"]
+        token = self.kubectl(*words).stdout.strip()
+        name = "-".join(part for part in (account, node, "inside" if inside else None) if part)
+        server = f"https://{GATEWAY}:{PORT}" if inside else f"https://127.0.0.1:{self.port}"
+        return self.authority.token_kubeconfig(name, server, token)
+
     def kubectl(
         self,
         *words: str | Path,

@@ -60,11 +60,15 @@ SIDECARS = Module(
     folder="sidecars",
     packages={
         "csi-attacher": f"{_CSI}/external-attacher/v4/cmd/csi-attacher",
-        "csi-provisioner": f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",
         "csi-resizer": f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
         "csi-snapshotter": f"{_CSI}/external-snapshotter/v8/cmd/csi-snapshotter",
         "snapshot-controller": f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
     },
+    versioned=f"{_CSI}/external-snapshotter/v8",
+)
+PROVISIONER = Module(
+    folder="provisioner",
+    packages={"csi-provisioner": f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner"},
     versioned=f"{_CSI}/external-provisioner/v6",
 )
 HELM = Module(
@@ -78,6 +82,25 @@ HELM = Module(
 def ensure_programs(modules: Sequence[Module] = (ETCD, KUBERNETES)) -> dict[str, Path]:
     """Return program name → path, built where the cache lacks them (minutes)."""
     return {name: directory / name for module in modules for directory in [_built(module)] for name in module.packages}
+
+
+def snapshot_definitions() -> Path:
+    """Return the directory of the snapshot API's custom resource definitions, as the snapshotter's client has them."""
+    source = MODULES / SIDECARS.folder
+    client = f"{_CSI}/external-snapshotter/client/v8"
+
+    def build(place: Path) -> None:
+        for file in source.iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+        process.run(["go", "mod", "download", client], cwd=place, timeout_s=600)
+        found = process.run(["go", "list", "-m", "-f", "{{.Dir}}", client], cwd=place, timeout_s=60)
+        definitions = Path(found.stdout.strip()) / "config" / "crd"
+        for file in place.iterdir():
+            file.unlink()
+        for file in definitions.glob("snapshot.storage.k8s.io_*.yaml"):
+            (place / file.name).write_bytes(file.read_bytes())
+
+    return built("snapshot-definitions", content_key(source), "fetching the snapshot API's definitions", build)
 
 
 def _built(module: Module) -> Path:
