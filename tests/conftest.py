@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from aoe_lab import evidence as files
 
 _FIGURES = pytest.StashKey[list[str]]()
+
+
+_HERE = Path(__file__).parent
+_NEED_A_LAB = ("lab", "cluster", "pods")
+"""Folders whose tests need a lab: its machines, or its network at least."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents and item.path.relative_to(_HERE).parts[0] in _NEED_A_LAB:
+            item.add_marker(pytest.mark.lab)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,47 +17,15 @@ import grpc
 from aoe_lab import Lab, Topology
 from aoe_lab.errors import LabError
 from aoe_lab.standalone import THIN, VOLUME_GROUP, Standalone, Tuning, Workload, from_snapshot
+from aoe_lab.story import Story, StoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from aoe_lab import Machine
 
 STORAGE, COMPUTE = "storage1", "compute1"
 MIB = 1 << 20
-
-
-class StoryError(Exception):
-    """Something the story claims is not so."""
-
-
-@dataclass(slots=True)
-class Story:
-    """Numbered, timed steps on the terminal."""
-
-    number: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """Tell a step, and how long it took."""
-        self.number += 1
-        print(f"\n[{self.number:2}] {what}", flush=True)
-        begin = time.monotonic()
-        yield
-        self.seconds[what] = time.monotonic() - begin
-        print(f"     done in {self.seconds[what]:.1f} s", flush=True)
-
-    def tell(self, text: str) -> None:
-        """Say something, indented under its step."""
-        for line in text.rstrip().splitlines():
-            print(f"     {line}", flush=True)
-
-    def require(self, holds: bool, claim: str) -> None:
-        """Say a claim that holds. Raises: StoryError when it does not."""
-        if not holds:
-            raise StoryError(claim)
-        print(f"     ✔ {claim}", flush=True)
 
 
 def main() -> int:
@@ -161,8 +127,7 @@ def _tell(story: Story, lab: Lab) -> None:  # noqa: PLR0915 - one story, told in
         story.require(not compute.run("findmnt -rno SOURCE | grep etherd || true").stdout, "nothing is mounted")
         story.tell(storage.run(["aoe-csi", "status"], check=False).stdout)
     print("\nEvery step above was a CSI call on real LVM, vblade and kernel. Timings:")
-    for what, seconds in story.seconds.items():
-        print(f"  {seconds:6.1f} s  {what}")
+    story.sum_up()
 
 
 def _lvs(machine: Machine) -> str:

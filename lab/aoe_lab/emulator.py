@@ -61,20 +61,21 @@ class Emulator:
     def resume(self) -> None:
         self._execute("cont")
 
-    def set_link(self, san: str, *, up: bool) -> None:
-        self._execute("set_link", name=f"san-{san}", up=up)
-        mark = self._pulled_mark(san)
+    def set_link(self, card: str, *, up: bool) -> None:
+        """Plug or pull the cable of a card, "mgmt" or "san-NAME"."""
+        self._execute("set_link", name=card, up=up)
+        mark = self._pulled_mark(card)
         if up:
             mark.unlink(missing_ok=True)
         else:
             mark.touch()
 
-    def link_is_up(self, san: str) -> bool:
+    def link_is_up(self, card: str) -> bool:
         """Tell whether the cable is plugged, whichever process pulled it."""
-        return not self._pulled_mark(san).exists()
+        return not self._pulled_mark(card).exists()
 
-    def _pulled_mark(self, san: str) -> Path:
-        return self.place / f"pulled-{san}"
+    def _pulled_mark(self, card: str) -> Path:
+        return self.place / f"pulled-{card}"
 
     def _execute(self, command: str, **arguments: object) -> dict[str, object]:
         return dict(qmp.execute(self.place / "qmp.sock", command, **arguments))

@@ -95,7 +95,10 @@ class Machine:
             if self.emulator.pid() is None:
                 raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
             time.sleep(0.05)
-        self._connection.open()
+        try:
+            self._connection.open()
+        except MachineUnreachable as error:
+            raise BootFailed(f"{error}\n{self.console_tail()}") from error
         for forward in self._forwards.values():
             forward()
 
@@ -136,6 +139,7 @@ class Machine:
             return
         for san in self.spec.sans:
             self.link_up(san)
+        self.emulator.set_link("mgmt", up=True)
         if state is MachineState.PAUSED:
             self.resume()
         if not self._connection.is_open():
@@ -168,6 +172,16 @@ class Machine:
     def link_up(self, san: str) -> None:
         self._set_link(san, up=True)
 
+    def management_down(self) -> None:
+        """Pull the cable by which we, and Kubernetes, reach the machine; it goes on with whatever it does."""
+        self.emulator.set_link("mgmt", up=False)
+        self._connection.close()
+
+    def management_up(self) -> None:
+        """Plug it in again, and connect."""
+        self.emulator.set_link("mgmt", up=True)
+        self.wait_ready()
+
     def netem(self, san: str, *, delay_ms: float = 0, loss_percent: float = 0) -> None:
         """Make what the machine sends on a SAN late or lossy, until the next call or boot; both 0: sound again.
 
@@ -185,11 +199,11 @@ class Machine:
 
     def link_is_up(self, san: str) -> bool:
         """Tell whether the cable is plugged, as `link_down` and `link_up` of any process left it."""
-        return self.emulator.link_is_up(san)
+        return self.emulator.link_is_up(f"san-{san}")
 
     def _set_link(self, san: str, *, up: bool) -> None:
         self.san_interface(san)  # Refuses a SAN the machine is not on.
-        self.emulator.set_link(san, up=up)
+        self.emulator.set_link(f"san-{san}", up=up)
 
     # --- inside
 

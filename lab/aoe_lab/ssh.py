@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SSH_FAILED = 255  # ssh(1): its own failures, but also a remote command's exit with 255.
-CONNECT_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ class Endpoint:
     unit: str
     _channel: grpc.Channel | None = field(default=None, repr=False)
 
-    def connect(self, timeout_s: float = 60.0) -> None:
+    def connect(self, timeout_s: float = 120.0) -> None:
         """Wait until the server answers Probe. Raises: LabError with the unit's log when it does not."""
         self.close()
         deadline = time.monotonic() + timeout_s

@@ -15,6 +15,8 @@ rm -f "$root/etc/hostname"
 ln -sf /dev/null "$root/etc/modules-load.d/aoetools.conf"
 
 chroot "$root" systemctl --quiet enable lab-ready.service
+# Only for machines that join a cluster.
+chroot "$root" systemctl --quiet disable containerd.service
 
 # Each remote command starts a shell: the small one.
 chroot "$root" usermod --shell /bin/sh root

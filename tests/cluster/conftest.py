@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from aoe_lab import Lab, Topology
-from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.kubernetes.control_plane import ControlPlane
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CRDS = CHECKOUT / "charts/aoe-csi/files/crds"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.lab)
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +19,7 @@ def plane() -> Iterator[ControlPlane]:
     """A control plane without machines, with our custom resources defined."""
     topology = Topology(storage=0, compute=0, sans=())
     with Lab.start(topology, name=f"{default_name()}-api") as lab, ControlPlane.start(lab) as started:
-        started.kubectl("apply", "--server-side", "-f", CRDS)
-        started.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", CRDS, timeout_s=90)
+        started.define_resources()
         yield started
 
 

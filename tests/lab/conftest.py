@@ -6,7 +6,6 @@ A session boots its own lab, or, if AOE_LAB_ATTACH names a running one, uses tha
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aoe_lab import Machine
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.lab)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ network reach the API server. They end with the network. Refuses: durability; et
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import socket
 import sys
 import time
@@ -14,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from aoe_lab import process, progress
+from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.errors import CommandTimedOut, LabError
 from aoe_lab.kubernetes.certificates import Authority
 from aoe_lab.kubernetes.programs import ensure_programs
 from aoe_lab.topology import GATEWAY
 
 if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
     from types import TracebackType
 
     from aoe_lab.lab import Lab
@@ -29,6 +35,7 @@ PORT = 6443
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
 READY_S = 120.0
+DEFINITIONS = CHECKOUT / "charts" / "aoe-csi" / "files" / "crds"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +91,17 @@ class ControlPlane:
             )
         return plane
 
+    @classmethod
+    def attach(cls, lab: Lab) -> Self:
+        """Return the control plane that another process started in this lab; it goes on after us."""
+        directory = lab.directory / "control-plane"
+        authority = Authority(directory=directory)
+        config = json.loads((directory / "admin.conf").read_text())
+        port = int(config["clusters"][0]["cluster"]["server"].rpartition(":")[2])
+        return cls(
+            lab=lab, directory=directory, programs=ensure_programs(), authority=authority, port=port, children={}
+        )
+
     @property
     def kubeconfig(self) -> Path:
         """An administrator's kubeconfig, for programs outside the lab's network."""
@@ -106,6 +124,59 @@ class ControlPlane:
         name = "-".join(part for part in (account, node, "inside" if inside else None) if part)
         server = f"https://{GATEWAY}:{PORT}" if inside else f"https://127.0.0.1:{self.port}"
         return self.authority.token_kubeconfig(name, server, token)
+
+    def define_resources(self) -> None:
+        """Define our custom resources, without the rest of the chart."""
+        self.kubectl("apply", "--server-side", "-f", DEFINITIONS)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", DEFINITIONS, timeout_s=90)
+
+    def start_beside(self, name: str, program: Path, *words: str) -> None:
+        """Start a controller that a cluster has besides ours, as an administrator; it ends with the lab."""
+        self.authority.issue(name, user=name, group="system:masters")
+        kubeconfig = self.authority.kubeconfig(name, f"https://{GATEWAY}:{PORT}")
+        self.programs[name] = program
+        self._start(name, f"--kubeconfig={kubeconfig}", *words)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to one of the programs, whoever started it. Raises: LabError when it does not run."""
+        found = self._pids(name)
+        if not found:
+            raise LabError(f"{name} does not run")
+        for pid in found:
+            os.kill(pid, number)
+
+    def back_up(self) -> Path:
+        """Return a copy of what etcd holds; the API server is away meanwhile."""
+        copy = self.directory / f"backup-{time.monotonic_ns()}"
+        self._without_etcd(lambda: shutil.copytree(self._etcd_data, copy))
+        return copy
+
+    def restore(self, backup: Path) -> None:
+        """Put etcd back to a backup, as an administrator does after a disaster."""
+
+        def put_back() -> None:
+            shutil.rmtree(self._etcd_data)
+            shutil.copytree(backup, self._etcd_data)
+
+        self._without_etcd(put_back)
+
+    def _without_etcd(self, act: Callable[[], object]) -> None:
+        for name in ("kube-apiserver", "etcd"):
+            process.kill(self._pids(name))
+            if (child := self.children.pop(name, None)) is not None:
+                child.wait()
+        act()
+        self._start_etcd()
+        self._start_apiserver()
+        self._await("kube-apiserver", "/readyz")
+
+    @property
+    def _etcd_data(self) -> Path:
+        return self.directory / "etcd"
+
+    def _pids(self, name: str) -> list[int]:
+        program = str(self.programs[name])
+        return [pid for pid in self.lab.network.processes() if process.is_running(pid, mark=program)]
 
     def kubectl(
         self,
@@ -148,7 +219,7 @@ class ControlPlane:
     def _start_etcd(self) -> None:
         self._start(
             "etcd",
-            f"--data-dir={self.directory / 'etcd'}",
+            f"--data-dir={self._etcd_data}",
             "--listen-client-urls=http://127.0.0.1:2379",
             "--advertise-client-urls=http://127.0.0.1:2379",
             "--listen-peer-urls=http://127.0.0.1:2380",

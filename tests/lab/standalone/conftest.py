@@ -17,8 +17,8 @@ _numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cheap and telling first: the plain path, then the invariants, then the foreign suite."""
-    order = {"test_first_path.py": 0, "test_csi_sanity.py": 2}
+    """Cheap and telling first: machines with nothing on them yet, the plain path, the invariants, the foreign suite."""
+    order = {"test_lab_machines.py": -1, "test_first_path.py": 0, "test_csi_sanity.py": 2}
     items.sort(key=lambda item: order.get(item.path.name, 1))
 
 
