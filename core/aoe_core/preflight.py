@@ -46,12 +46,12 @@ FIXED_KERNELS = ((5, 10, 214), (5, 15, 153), (6, 1, 83), (6, 6, 23), (6, 7, 11),
 """First releases with the fix of CVE-2024-26898 (aoe use after free, drivers/block/aoe/aoenet.c); 6.9 and later all."""
 
 
-def run(settings: Settings, runner: HostRunner | None = None) -> tuple[Finding, ...]:
-    """Check this machine against what its configuration wants of it."""
+def run(settings: Settings, runner: HostRunner | None = None, *, shared: bool = False) -> tuple[Finding, ...]:
+    """Check this machine against what its configuration wants of it. `shared`: as `preparation.prepare` has it."""
     runner = runner or HostRunner()
     findings = [
         *_programs(settings, runner),
-        *_prepared(settings, runner),
+        *_prepared(settings, runner, shared=shared),
         *_kernel(Path("/proc/sys/kernel/osrelease").read_text()),
     ]
     for san in settings.san:
@@ -90,9 +90,9 @@ def _programs(settings: Settings, runner: HostRunner) -> Iterable[Finding]:
         yield Finding(check="programs", severity=Severity.OK, fact=f"all {len(needed)} programs are installed")
 
 
-def _prepared(settings: Settings, runner: Runner) -> Iterable[Finding]:
+def _prepared(settings: Settings, runner: Runner, *, shared: bool) -> Iterable[Finding]:
     try:
-        preparation = prepare(settings, check=True, runner=runner)
+        preparation = prepare(settings, check=True, shared=shared, runner=runner)
     except AoECsiError as error:
         yield Finding(check="preparation", severity=Severity.FAILURE, fact=str(error), remedy="mend that first")
         return

@@ -5,22 +5,27 @@ unowned volume groups of the configured pools this host's system ID. It can be r
 touches a running export. What it cannot decide for an administrator (an lvmlocal.conf of their own) it reports.
 """
 
+import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from aoe_core.errors import CommandFailed
+from aoe_core.errors import AoECsiError, CommandFailed
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Runner
-from aoe_core.host.ingress import boot_ruleset
+from aoe_core.host.ingress import boot_ruleset, interfaces_in
 from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.runner import HostRunner
 from aoe_core.settings import Settings
 
+log = logging.getLogger(__name__)
+
 LIBEXEC = "/usr/local/lib/aoe-csi"
 _UNITS = "/etc/systemd/system"
+_RULES = "/etc/aoe-csi/ingress.nft"
 _LVM_LOCAL = Path("/etc/lvm/lvmlocal.conf")
 
 
@@ -31,6 +36,8 @@ class HostFile:
     path: str
     text: str
     mode: int = 0o644
+    by_default: bool = False
+    """Only where there is none: somebody else on this machine may answer for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +48,21 @@ class Preparation:
     remaining: tuple[str, ...]
 
 
-def wanted(settings: Settings) -> tuple[HostFile, ...]:
-    """Return every file this machine must have."""
+def wanted(settings: Settings, others: Collection[str] = ()) -> tuple[HostFile, ...]:
+    """Return every file this machine must have. `others`: interfaces that another role on it has rules for."""
     interfaces = [san.interface for san in settings.san]
+    if others:
+        interfaces = sorted({*interfaces, *others})
     files = [
-        HostFile(path="/etc/aoe-csi/ingress.nft", text=boot_ruleset(interfaces)),
+        HostFile(path=_RULES, text=boot_ruleset(interfaces)),
         HostFile(path=f"{_UNITS}/aoe-csi-ingress.service", text=_template("aoe-csi-ingress.service", settings)),
         # Also on machines that only export: somebody's modprobe must not make them attach from every interface.
-        HostFile(path="/etc/modprobe.d/aoe-csi.conf", text=_template("aoe-csi-modprobe.conf", settings)),
+        HostFile(
+            path="/etc/modprobe.d/aoe-csi.conf",
+            text=_template("aoe-csi-modprobe.conf", settings),
+            # In a cluster the node server of a machine that attaches as well has its own to say.
+            by_default=not settings.compute and settings.known_node is None,
+        ),
         HostFile(path="/etc/udev/rules.d/10-aoe-csi.rules", text=_template("aoe-csi.rules", settings)),
     ]
     if settings.pool:
@@ -61,12 +75,18 @@ def wanted(settings: Settings) -> tuple[HostFile, ...]:
     return tuple(files)
 
 
-def prepare(settings: Settings, *, check: bool = False, runner: Runner | None = None) -> Preparation:
-    """Bring the host to what `wanted` says; with `check`, only say what differs. Raises: CommandFailed."""
+def prepare(
+    settings: Settings, *, check: bool = False, shared: bool = False, runner: Runner | None = None
+) -> Preparation:
+    """Bring the host to what `wanted` says; with `check`, only say what differs. Raises: CommandFailed.
+
+    `shared`: another role may prepare this host too, with other SANs; rules of interfaces that only it knows stay.
+    """
     runner = runner or HostRunner()
+    others = _interfaces_with_rules() if shared else frozenset()
     done: list[str] = []
     remaining: list[str] = []
-    differing = [file for file in wanted(settings) if not _matches(file)]
+    differing = [file for file in wanted(settings, others) if not _matches(file)]
     for file in differing:
         done.append(f"write {file.path}")
         if not check:
@@ -91,6 +111,26 @@ def prepare(settings: Settings, *, check: bool = False, runner: Runner | None = 
     if not check:
         _load_module(settings, runner, done)
     return Preparation(done=tuple(done), remaining=tuple(remaining))
+
+
+def try_to_prepare(settings: Settings, runner: Runner) -> None:
+    """Prepare the host, which another role may share; what fails is logged, and preflight's to tell."""
+    try:
+        outcome = prepare(settings, shared=True, runner=runner)
+    except AoECsiError as error:
+        log.error("host is not prepared", extra={"error": str(error)})
+    else:
+        log.info("host is prepared", extra={"done": list(outcome.done), "by_hand": list(outcome.remaining)})
+
+
+def _interfaces_with_rules() -> frozenset[str]:
+    try:
+        text = Path(_RULES).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{_RULES} cannot be read ({error}); remove it, it is written anew") from error
+    return interfaces_in(text)
 
 
 def _prepare_lvm(settings: Settings, runner: Runner, done: list[str], remaining: list[str], *, check: bool) -> None:
@@ -129,13 +169,16 @@ def _template(name: str, settings: Settings) -> str:
     return (
         text.replace("@STATE@", settings.state_directory)
         .replace("@LIBEXEC@", LIBEXEC)
-        .replace("@INTERFACES@", ",".join(san.interface for san in settings.san))
+        # An empty list would mean every interface.
+        .replace("@INTERFACES@", ",".join(san.interface for san in settings.san) or "none")
         .replace("@DEADSECS@", str(settings.initiator.deadsecs))
     )
 
 
 def _matches(file: HostFile) -> bool:
     path = Path(file.path)
+    if file.by_default and path.exists():
+        return True
     try:
         return path.read_text(encoding="utf-8") == file.text and path.stat().st_mode & 0o777 == file.mode
     except (OSError, UnicodeDecodeError):

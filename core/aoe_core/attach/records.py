@@ -56,6 +56,10 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """When the watchdog first saw its target dead (epoch seconds), 0 while it answers."""
 
 
+# Made before there are threads: two that make it at once would crash in msgspec.
+_DECODER = msgspec.json.Decoder(StageRecord)
+
+
 class StageRecords:
     """All records of this node."""
 
@@ -67,7 +71,7 @@ class StageRecords:
         records = []
         for name, text in sorted(self._files.read_all().items()):
             try:
-                records.append(msgspec.json.decode(text, type=StageRecord))
+                records.append(_DECODER.decode(text))
             except msgspec.MsgspecError as error:
                 raise CommandFailed(
                     f"stage record {name!r} is damaged ({error}); find out what the volume holds mounted, "

@@ -154,6 +154,11 @@ def boot_ruleset(interfaces: Sequence[str]) -> str:
     return "# Written by aoe-csi for aoe-csi-ingress.service; changes are lost.\n" + "".join(parts)
 
 
+def interfaces_in(text: str) -> frozenset[str]:
+    """Return the interfaces that a text of `boot_ruleset` has rules for."""
+    return frozenset(re.findall(r"(?m)^# interface (\S+)$", text))
+
+
 def stands(listing: Listing, interface: str) -> bool:
     """Say whether an interface's chain holds exactly the rules `render` writes."""
     return listing.comments.get(_chain(interface)) == _comments(interface) and _set(interface) in listing.pins

@@ -72,10 +72,14 @@ class _Report(msgspec.Struct, frozen=True):
     report: list[_Group]
 
 
+# Made before there are threads: two that make it at once would crash in msgspec.
+_DECODER = msgspec.json.Decoder(_Report)
+
+
 def parse_report(text: str, local_system_id: str) -> LvmReport:
     """Turn `lvm fullreport --reportformat json` into values. Raises: CommandFailed when it is not that."""
     try:
-        report = msgspec.json.decode(text, type=_Report)
+        report = _DECODER.decode(text)
         groups: list[VolumeGroup] = []
         volumes: list[LogicalVolume] = []
         for entry in report.report:

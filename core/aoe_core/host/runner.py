@@ -80,7 +80,9 @@ class HostRunner:
         return finished
 
     def has(self, program: str) -> bool:
-        """Say whether a program is installed where commands run."""
+        """Say whether a program, a name or a path, is installed where commands run."""
+        if program.startswith("/"):
+            return (self._root / program.lstrip("/")).exists()
         return any(
             (self._root / directory.lstrip("/") / program).exists()
             for directory in self._environment.get("PATH", os.defpath).split(os.pathsep)
