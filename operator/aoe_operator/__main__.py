@@ -4,6 +4,7 @@ Exit codes: 0 asked to end (or the node's resource has changed: start it anew), 
 """
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -11,18 +12,23 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from aoe_core import preparation
 from aoe_core.errors import AoECsiError
-from aoe_core.resources.fields import GROUP
-from aoe_core.resources.kubernetes import KubernetesLeases, KubernetesStore
-from aoe_core.resources.leases import LiveNodes
+from aoe_core.host.files import DurableFiles
+from aoe_core.host.runner import HostRunner
+from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesStore
+from aoe_core.resources.leases import Liveness, LiveNodes
+from aoe_core.settings import Settings
 from aoe_core.volumes.engine import open_engine
-from aoe_operator import handlers
+from aoe_operator import handlers, metrics
 from aoe_operator.placing import ClusterRole
-from aoe_operator.storage import FINALIZER
-from aoe_operator.storage_process import StorageProcess, card_status
+from aoe_operator.seen import Seen
+from aoe_operator.storage_process import StorageProcess, card_status, find_lacks
 
 OK, REFUSED = 0, 2
 NAMESPACE = "aoe-csi"
+STATE = Path("/var/lib/aoe-csi")
+"""The same in the container as on its host."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,11 +38,16 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--kubeconfig", type=Path, metavar="PATH", help="default: the cluster this process runs in")
     shared.add_argument("--namespace", default=NAMESPACE, help="where the Leases are; default: %(default)s")
     shared.add_argument("--liveness", metavar="URL", help="where to answer probes, like http://0.0.0.0:8080/healthz")
+    shared.add_argument("--metrics", metavar="HOST:PORT", help="where to answer Prometheus at /metrics")
     shared.add_argument("--log-format", choices=("text", "json"), default="text")
     shared.add_argument("--debug", action="store_true")
     roles = top.add_subparsers(dest="role", required=True, metavar="ROLE")
     storage = roles.add_parser("storage", parents=[shared], help="this storage node's volumes, exports and snapshots")
     storage.add_argument("--node", required=True, metavar="NAME", help="this node's AoENode")
+    storage.add_argument(
+        "--enter-host", action="store_true", help="run commands in the namespaces of process 1: for a container"
+    )
+    storage.add_argument("--prepare-host", action="store_true", help="first do what `aoe-csi prepare-host` does")
     storage.set_defaults(act=_storage)
     cluster = roles.add_parser("cluster", parents=[shared], help="what is decided once for all: placement")
     cluster.set_defaults(act=_cluster)
@@ -54,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     act: Callable[[argparse.Namespace, threading.Event], None] = options.act
     try:
+        if options.metrics is not None:
+            metrics.serve(options.metrics)
         act(options, stop)
     except AoECsiError as error:
         sys.stderr.write(f"aoe-operator {options.role}: {error}\n")
@@ -64,18 +77,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _storage(options: argparse.Namespace, stop: threading.Event) -> None:
     store = KubernetesStore(options.kubeconfig, holder=f"storage-{options.node}")
     leases = KubernetesLeases(options.kubeconfig, options.namespace)
+    events = KubernetesEvents(options.kubeconfig, "aoe-csi-storage")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with StorageProcess(options.node, store, leases, open_engine, card_status, boot=boot, stop=stop) as process:
-        registry = handlers.storage(process.role, options.node)
-        handlers.run("storage", FINALIZER, registry, stop=stop, liveness=options.liveness)
+    runner = HostRunner(enter_host=options.enter_host)
+
+    def prepare(settings: Settings) -> None:
+        if options.prepare_host:
+            preparation.try_to_prepare(settings, runner)
+
+    with StorageProcess(
+        options.node,
+        store,
+        leases,
+        events,
+        Seen(DurableFiles(STATE / "seen")),
+        open_engine=functools.partial(open_engine, enter_host=options.enter_host),
+        card=card_status,
+        prepare=prepare,
+        check=functools.partial(find_lacks, runner),
+        boot=boot,
+        stop=stop,
+    ) as process:
+        handlers.run(handlers.storage(process.role, options.node), stop=stop, liveness=options.liveness)
 
 
 def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
     store = KubernetesStore(options.kubeconfig, holder="cluster")
+    events = KubernetesEvents(options.kubeconfig, "aoe-csi-cluster")
     live = LiveNodes(KubernetesLeases(options.kubeconfig, options.namespace))
-    watching = live.watch(stop)
-    registry = handlers.cluster(ClusterRole(store, live))
-    handlers.run("cluster", f"{GROUP}/cluster", registry, stop=stop, liveness=options.liveness)
+    role = ClusterRole(store, live, events)
+
+    def tell(seen: Liveness) -> None:
+        metrics.show_liveness(seen)
+        role.tell_liveness(seen)
+
+    watching = live.watch(stop, tell)
+    handlers.run(handlers.cluster(role), stop=stop, liveness=options.liveness)
     stop.set()
     watching.join()
 

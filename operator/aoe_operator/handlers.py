@@ -1,45 +1,83 @@
 """What kopf calls: for each kind and role one handler, which reconciles by name and says when to look again.
 
-kopf keeps the watches, the queue of each object, the retries and the finalizers, and tells of errors as events of the
-object. Each role has a finalizer, a progress and a memory of its own, so that two roles on one object do not meet.
+kopf keeps the watches, the queue of each object, the retries and the finalizers. Each role has a finalizer, a progress
+and a memory of its own, and a storage node sees what is placed on it alone: kopf takes its finalizer off any object it
+sees and no handler wants, and all storage nodes share theirs.
 """
 
 import asyncio
+import dataclasses
 import functools
+import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import kopf
+import msgspec
 
 from aoe_core.errors import AoECsiError
 from aoe_core.resources.fields import GROUP, VERSION
+from aoe_core.resources.volume import AoEVolume
+from aoe_operator import metrics
 from aoe_operator.placing import ClusterRole
-from aoe_operator.storage import StorageRole
+from aoe_operator.storage import FINALIZER, StorageRole
 
 Reconcile = Callable[[str], float | None]
 _AGAIN_S = 1.0
+_CLUSTER_FINALIZER = f"{GROUP}/cluster"
+"""The cluster role holds nothing back; kopf wants a name anyway."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Handlers:
+    """What kopf is told of one role."""
+
+    role: str
+    finalizer: str
+    registry: kopf.OperatorRegistry
+    node: str | None = None
+    """The one storage node whose resources are seen, None: all are."""
 
 
 def start_logs(*, as_json: bool, debug: bool) -> None:
     """Send everybody's log lines to stderr, with the object each is about."""
     kopf.configure(debug=debug, log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL, log_prefix=True)
+    if not debug:
+        # A line for each request otherwise, heartbeats and probes among them.
+        for name in ("httpx2", "aiohttp.access"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("kopf.objects").addFilter(_is_news)
 
 
-def run(
-    role: str, finalizer: str, registry: kopf.OperatorRegistry, *, stop: threading.Event, liveness: str | None
-) -> None:
-    """Call handlers until `stop` is set. `liveness`: where to answer that kopf lives, like http://0.0.0.0:8080/healthz."""
-    asyncio.run(operator(role, finalizer, registry, stop=stop, liveness=liveness))
+def run(handlers: Handlers, *, stop: threading.Event, liveness: str | None) -> None:
+    """Call handlers until `stop` is set. `liveness`: where to answer that kopf lives, like http://0.0.0.0:8080/healthz.
+
+    In a thread of its own: in the main thread kopf would put its own signal handlers in place of the caller's.
+    """
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(operator(handlers, stop=stop, liveness=liveness))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits.
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="kopf")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
-async def operator(
-    role: str, finalizer: str, registry: kopf.OperatorRegistry, *, stop: threading.Event, liveness: str | None
-) -> None:
+async def operator(handlers: Handlers, *, stop: threading.Event, liveness: str | None) -> None:
     """The same, in a loop that runs already."""
     await kopf.operator(
-        registry=registry,
-        settings=settings_for(role, finalizer),
+        registry=handlers.registry,
+        settings=settings_for(handlers),
         # Two copies harm each other no more than one that is retried; peering would need resources of kopf's own.
         standalone=True,
         clusterwide=True,
@@ -48,36 +86,46 @@ async def operator(
     )
 
 
-def settings_for(role: str, finalizer: str) -> kopf.OperatorSettings:
+def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     """Return kopf's settings for one role."""
     settings = kopf.OperatorSettings()
-    settings.persistence.finalizer = finalizer
-    prefix = f"{role}.{GROUP}"
+    settings.persistence.finalizer = handlers.finalizer
+    prefix = f"{handlers.role}.{GROUP}"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix, v1=False)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix, v1=False)
     # Each look at a host costs commands there; more at once would only wait for each other.
     settings.execution.max_workers = 8
-    settings.posting.reporting_component = f"aoe-csi-{role}"
+    # Events are our own (aoe_core.resources.events): of what the host says, not of each time kopf calls.
+    settings.posting.enabled = False
     # The connection may sit idle for as long as nothing happens.
     settings.watching.server_timeout = 300
+    if handlers.node is not None:
+        for plural in _PLACED:
+            settings.watching.field_selectors[GROUP, plural] = f"spec.node={handlers.node}"
     return settings
 
 
-def storage(role: StorageRole, node: str) -> kopf.OperatorRegistry:
+_PLACED = ("aoevolumes", "aoesnapshots")
+
+
+def storage(role: StorageRole, node: str) -> Handlers:
     """Return the handlers of one storage node."""
     registry = _registry()
-    _register(registry, "aoevolumes", role.reconcile_volume, when=functools.partial(_is_on, node))
-    _register(registry, "aoesnapshots", role.reconcile_snapshot, when=functools.partial(_is_on, node))
-    return registry
+    volumes = functools.partial(_call_unless_told, role)
+    snapshots = functools.partial(_call, "aoesnapshots", role.reconcile_snapshot)
+    for plural, handler in zip(_PLACED, (volumes, snapshots), strict=True):
+        for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+            on(GROUP, VERSION, plural, registry=registry, id="reconcile")(handler)
+    return Handlers(role="storage", finalizer=FINALIZER, registry=registry, node=node)
 
 
-def cluster(role: ClusterRole) -> kopf.OperatorRegistry:
+def cluster(role: ClusterRole) -> Handlers:
     """Return the handlers of the cluster role."""
     registry = _registry()
-    volumes = functools.partial(_call, role.place)
+    volumes = functools.partial(_call, "placement", role.place)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
         on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=_is_unplaced)(volumes)
-    return registry
+    return Handlers(role="cluster", finalizer=_CLUSTER_FINALIZER, registry=registry)
 
 
 def _registry() -> kopf.OperatorRegistry:
@@ -87,28 +135,47 @@ def _registry() -> kopf.OperatorRegistry:
 
 
 def _login(**known: Any) -> kopf.ConnectionInfo | None:
-    """The cluster we run in, or the kubeconfig that KUBECONFIG names: as lightkube finds it."""
-    return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
+    """The cluster we run in, or the kubeconfig that KUBECONFIG names: as lightkube finds it.
+
+    By the address that every pod is told, since a pod of the host's network asks the host's name server.
+    """
+    inside = kopf.login_with_service_account(**known)
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    if inside is None or not host or not port:
+        return inside or kopf.login_with_kubeconfig(**known)
+    host = f"[{host}]" if ":" in host else host
+    return dataclasses.replace(inside, server=f"https://{host}:{port}")
 
 
-def _register(registry: kopf.OperatorRegistry, plural: str, reconcile: Reconcile, *, when: Any) -> None:
-    handler = functools.partial(_call, reconcile)
-    for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
-        on(GROUP, VERSION, plural, registry=registry, id="reconcile", when=when)(handler)
+def _call_unless_told(role: StorageRole, *, name: str, body: kopf.Body, **_: Any) -> None:
+    def reconcile(name: str) -> float | None:
+        with suppress(msgspec.ValidationError):
+            if role.is_as_told(msgspec.convert(dict(body), AoEVolume)):
+                return None
+        return role.reconcile_volume(name)
+
+    _call("aoevolumes", reconcile, name=name)
 
 
-def _call(reconcile: Reconcile, *, name: str, **_: Any) -> None:
+def _call(kind: str, reconcile: Reconcile, *, name: str, **_: Any) -> None:
+    begin = time.monotonic()
+    result = "bug"
     try:
         again_s = reconcile(name)
+        result = "done" if again_s is None else "again"
     except AoECsiError as error:
+        result = type(error).__name__
         raise kopf.TemporaryError(str(error), delay=_AGAIN_S) from error
+    finally:
+        metrics.RECONCILED.labels(kind, result).observe(time.monotonic() - begin)
     if again_s is not None:
         raise kopf.TemporaryError("not as wanted yet; see the conditions of its status", delay=again_s)
 
 
-def _is_on(node: str, *, spec: Mapping[str, Any], **_: Any) -> bool:
-    return bool(spec.get("node") == node)
-
-
 def _is_unplaced(*, spec: Mapping[str, Any], status: Mapping[str, Any], **_: Any) -> bool:
     return not spec.get("node") or not status.get("node")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of kopf's says more than that a handler will be called again, which is how ours wait."""
+    return "failed temporarily" not in record.msg

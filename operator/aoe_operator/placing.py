@@ -4,8 +4,12 @@ import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
+from msgspec.structs import replace
+
 from aoe_core.errors import NotFound
-from aoe_core.resources import placement
+from aoe_core.resources import conditions, events, placement
+from aoe_core.resources.events import Events
+from aoe_core.resources.leases import Liveness
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
@@ -18,12 +22,48 @@ class ClusterRole:
     """What is decided once for the whole cluster. Two of it may run: each writes only over what it has read."""
 
     def __init__(
-        self, store: Store, live: Callable[[], AbstractSet[str]], now_s: Callable[[], int] = lambda: int(time.time())
+        self,
+        store: Store,
+        live: Callable[[], AbstractSet[str]],
+        events: Events,
+        now_s: Callable[[], int] = lambda: int(time.time()),
     ) -> None:
         self._store = store
+        self._events = events
         self._live = live
         """The storage nodes that renew their Leases."""
         self._now_s = now_s
+        self._told = Liveness()
+
+    def tell_liveness(self, seen: Liveness) -> None:
+        """Write into each AoENode whether its Lease is renewed, when that changes. Raises: Busy, Unreachable."""
+        if seen == self._told:
+            return
+        for node in self._store.list(AoENode):
+            name = node.metadata.name
+            if name in seen.live or name in seen.dead:
+                self._tell_one(node, is_live=name in seen.live)
+        self._told = seen
+
+    def _tell_one(self, node: AoENode, *, is_live: bool) -> None:
+        before = conditions.find(node.status.conditions, "Live")
+        if before is not None and (before.status == "True") == is_live:
+            return
+        silent = (
+            f"storage node {node.metadata.name} does not renew its Lease: is it up, and its pod of aoe-csi-storage? Its"
+            " exports may go on; nothing is placed there, granted or revoked meanwhile"
+        )
+        said = conditions.put(
+            node.status.conditions,
+            "Live",
+            holds=is_live,
+            reason="Renewed" if is_live else "Silent",
+            message="its Lease is renewed" if is_live else silent,
+            generation=node.metadata.generation,
+            now_s=self._now_s(),
+        )
+        self._store.update_status(replace(node, status=replace(node.status, conditions=said)))
+        events.post_change(self._events, node, said)
 
     def place(self, name: str) -> float | None:
         """Place one volume. Returns: when to look again, None once its storage node has accepted it."""
@@ -31,7 +71,7 @@ class ClusterRole:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
             return None
-        placement.place(
+        written = placement.place(
             self._store,
             volume,
             self._store.list(AoENode),
@@ -39,6 +79,7 @@ class ClusterRole:
             live=self._live(),
             now_s=self._now_s(),
         )
+        events.post_change(self._events, volume, written.status.conditions)
         if volume.status.node is not None:
             return None
         return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S

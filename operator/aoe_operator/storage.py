@@ -6,26 +6,33 @@ Ready; to delete what is held.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, InUse, NotFound, Unfinished, Unreachable
-from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, VolumeId, serial_of
-from aoe_core.resources import conditions, conversion
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unreachable
+from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, VolumeId, VolumeStatus, serial_of
+from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
+from aoe_core.resources.events import Events
 from aoe_core.resources.fields import Condition, quantity
+from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
+from aoe_operator.seen import Seen
 
 log = logging.getLogger(__name__)
 
 FINALIZER = "aoe-csi.dev/storage"
 _SOON_S = 1.0
 _LATER_S = 30.0
+_FIRST_LOOK_S = 30.0
+"""How old a look at LVM may be by which a volume is taken for settled."""
 
 
 @dataclass(slots=True)
@@ -41,21 +48,69 @@ class _Round:
         self.again_s = after_s if self.again_s is None else min(self.again_s, after_s)
 
 
+def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
+    metadata, status = volume.metadata, volume.status
+    return (
+        volume.spec.node == status.node == node
+        and status.phase == "Ready"
+        and status.observed_generation == metadata.generation
+        and metadata.deletion_timestamp is None
+        and FINALIZER in metadata.finalizers
+        and not status.refusals
+        and all(condition.status == "True" for condition in status.conditions)
+    )
+
+
 class StorageRole:
     """The storage role of one node."""
 
-    def __init__(self, node: str, engine: Engine, store: Store, now_s: Callable[[], int]) -> None:
+    def __init__(
+        self, node: str, engine: Engine, store: Store, events: Events, *, seen: Seen, now_s: Callable[[], int]
+    ) -> None:
         self._node = node
         self._engine = engine
         self._store = store
+        self._events = events
+        self._seen = seen
         self._now_s = now_s
+        self._guard = threading.Lock()
+        self._look: dict[VolumeId, VolumeStatus] = {}
+        self._looked_s = float("-inf")
+        self._met: set[str] = set()
+        """Volumes and snapshots whose resources were seen; their names differ."""
         self._settled: dict[str, frozenset[tuple[str, str]]] = {}
         """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer. It stays until
         the volume is as wanted again: what was found and could not be mended is found again."""
 
+    def find_unclaimed(self) -> tuple[Orphan, ...]:
+        """Return the volumes and snapshots in LVM that no resource speaks of: reported, and never touched.
+
+        Two looks at LVM, and one question to the API server for each that reconciliation has not met. Raises:
+        CommandFailed, Busy, Unreachable.
+        """
+        volumes = {str(one.volume.volume_id) for one in self._engine.list_volumes()}
+        snapshots = {str(one.snapshot_id) for one in self._engine.list_snapshots()}
+        return tuple(
+            Orphan(kind=kind, name=name, fact=f"it is in LVM, and no {resource.__name__} of this node has its name")
+            for kind, there, resource in (("volume", volumes, AoEVolume), ("snapshot", snapshots, AoESnapshot))
+            for name in sorted(there - self._met)
+            if not self._is_claimed(kind, name)
+        )
+
+    def _is_claimed(self, kind: str, name: str) -> bool:
+        try:
+            if kind == "volume":
+                return self._store.get(AoEVolume, name).spec.node == self._node
+            return self._store.get(AoESnapshot, name).spec.node == self._node
+        except NotFound:
+            return False
+
     def find_drifted(self) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
         API server. Raises: CommandFailed, Busy."""
+        with self._guard:
+            # After a start it is of no use any more, and large.
+            self._look, self._looked_s = {}, float("-inf")
         there = {
             status.volume.volume_id: frozenset((str(grant.node), grant.node_id) for grant in status.grants)
             for status in self._engine.list_volumes()
@@ -65,6 +120,37 @@ class StorageRole:
         )
 
     # --- volumes ------------------------------------------------------------------------------------------------
+
+    def is_as_told(self, volume: AoEVolume) -> bool:
+        """Say whether a volume that was not looked at yet, told of by a watch, is on this host as it should be.
+
+        So that a start costs one look at LVM, and no question to the API server for each of ten thousand volumes. A
+        wrong yes is found by the next sweep, from what is noted here. Raises: CommandFailed, Busy.
+        """
+        name, status = volume.metadata.name, volume.status
+        if name in self._met or not _claims_to_be_settled(volume, self._node):
+            return False
+        there = self._first_look().get(VolumeId(name))
+        told = {(one.node, one.node_id) for one in status.grants}
+        asked = {(one.node, one.node_id) for one in volume.spec.tickets}
+        if there is None or conversion.request_of(volume).size_bytes > there.volume.size_bytes:
+            return False
+        if not told == asked == {(str(one.node), one.node_id) for one in there.grants}:
+            return False
+        try:
+            self._seen.require_current(volume)
+        except AoECsiError:
+            return False
+        self._met.add(name)
+        self._settled[name] = frozenset(told)
+        return True
+
+    def _first_look(self) -> dict[VolumeId, VolumeStatus]:
+        with self._guard:
+            if time.monotonic() - self._looked_s > _FIRST_LOOK_S:
+                self._look = {one.volume.volume_id: one for one in self._engine.list_volumes()}
+                self._looked_s = time.monotonic()
+            return self._look
 
     def reconcile_volume(self, name: str) -> float | None:
         """Bring one volume a step nearer to what is wanted.
@@ -76,10 +162,14 @@ class StorageRole:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
             self._settled.pop(name, None)
+            self._met.discard(name)
             return None
+        self._met.add(name)
         if volume.spec.node != self._node or volume.status.node not in (None, self._node):
             self._settled.pop(name, None)
             return None
+        if (again_s := self._await_present(volume)) is not None:
+            return again_s
         if volume.metadata.deletion_timestamp is not None:
             # kopf goes on with it until it is gone.
             self._settled.pop(name, None)
@@ -98,11 +188,26 @@ class StorageRole:
                 filesystem=made.filesystem or "",
                 sans=self._sans(volume),
             )
-        if work.status != volume.status:
-            self._store.update_status(replace(volume, status=work.status))
+        self._write_status(volume, work.status)
         if work.again_s is None:
             self._settled[name] = frozenset((one.node, one.node_id) for one in work.status.grants)
         return work.again_s
+
+    def _await_present(self, volume: AoEVolume) -> float | None:
+        """Say that a volume's spec is of the past, if it is. Returns: when to look again, None to go on."""
+        was_told = conditions.find(volume.status.conditions, "Current") is not None
+        try:
+            self._seen.require_current(volume)
+        except AoECsiError as error:
+            work = _Round(volume.status)
+            self._say(volume, work, "Current", error, reason="Restored" if isinstance(error, Conflict) else "")
+            self._write_status(volume, work.status)
+            return _LATER_S
+        if was_told:
+            kept = tuple(one for one in volume.status.conditions if one.type != "Current")
+            self._store.update_status(replace(volume, status=replace(volume.status, conditions=kept)))
+            return _SOON_S
+        return None
 
     def _sans(self, volume: AoEVolume) -> tuple[str, ...]:
         return tuple(san for san in self._engine.sans() if volume.spec.san in (None, san))
@@ -127,7 +232,14 @@ class StorageRole:
                 now_s=self._now_s(),
             ),
         )
-        return self._store.update_status(replace(volume, status=status))
+        return self._write_status(volume, status)
+
+    def _write_status(self, volume: AoEVolume, status: AoEVolumeStatus) -> AoEVolume:
+        if status == volume.status:
+            return volume
+        written = self._store.update_status(replace(volume, status=status))
+        events.post_change(self._events, volume, status.conditions)
+        return written
 
     def _ensure(self, volume: AoEVolume, work: _Round) -> Volume | None:
         """Make the volume if it never was; what once was Ready and is gone is lost, and never made empty again."""
@@ -249,9 +361,9 @@ class StorageRole:
         except AoECsiError as error:
             work.postpone(error)
             self._say(volume, work, "Deleted", error)
-            if work.status != volume.status:
-                self._store.update_status(replace(volume, status=work.status))
+            self._write_status(volume, work.status)
             return work.again_s
+        self._seen.forget(volume.metadata.name)
         kept = tuple(one for one in volume.metadata.finalizers if one != FINALIZER)
         self._store.update(replace(volume, metadata=replace(volume.metadata, finalizers=kept)))
         return None
@@ -288,7 +400,9 @@ class StorageRole:
         try:
             snapshot = self._store.get(AoESnapshot, name)
         except NotFound:
+            self._met.discard(name)
             return None
+        self._met.add(name)
         if snapshot.spec.node != self._node:
             return None
         snapshot_id = SnapshotId(name)
@@ -325,6 +439,7 @@ class StorageRole:
             )
         if status != snapshot.status:
             self._store.update_status(replace(snapshot, status=status))
+            events.post_change(self._events, snapshot, status.conditions)
         return again_s
 
     def _ready(self, snapshot: AoESnapshot, error: AoECsiError | None, *, reason: str = "") -> tuple[Condition, ...]:

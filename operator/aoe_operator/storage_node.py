@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Conflict, NoSpace
+from aoe_core.errors import AoECsiError, Conflict, NoSpace, Unreachable
 from aoe_core.model import PoolName
-from aoe_core.resources import conditions
+from aoe_core.resources import conditions, events
+from aoe_core.resources.events import Event, Events
 from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
-from aoe_core.resources.node import AoENode, AoENodeStatus, Orphan, PoolStatus, SanSpec, SanStatus
+from aoe_core.resources.node import MAX_ORPHANS, AoENode, AoENodeStatus, Finding, Orphan, PoolStatus, SanSpec, SanStatus
 from aoe_core.resources.shelf import AoEShelf, AoEShelfSpec, shelf_name
 from aoe_core.resources.store import Store
 from aoe_core.settings import Exports, Pool, San, Settings
 from aoe_core.volumes.engine import Engine
+from aoe_operator import metrics
 
 
 def settings_of(node: AoENode, claims: Iterable[AoEShelf]) -> Settings:
@@ -24,6 +26,8 @@ def settings_of(node: AoENode, claims: Iterable[AoEShelf]) -> Settings:
     return Settings(
         node=node.metadata.name,
         known_node=None,
+        # The node server sees to the initiator of a machine that attaches as well.
+        compute=False,
         san=tuple(
             San(
                 name=san.name,
@@ -74,17 +78,30 @@ def ensure_claims(store: Store, node: AoENode) -> tuple[AoEShelf, ...]:
 
 
 def report(
-    store: Store, node: AoENode, engine: Engine, *, boot: str, card: Callable[[str], SanStatus], now_s: int
+    store: Store,
+    to: Events,
+    node: AoENode,
+    engine: Engine,
+    *,
+    boot: str,
+    card: Callable[[str], SanStatus],
+    findings: tuple[Finding, ...],
+    unclaimed: tuple[Orphan, ...],
+    now_s: int,
 ) -> AoENode:
-    """Write what the node has into its status. Raises: Busy, Unreachable."""
+    """Write what the node has, and lacks, into its status. Raises: Busy, Unreachable."""
     status = replace(
         node.status,
         observed_generation=node.metadata.generation,
         boot=boot,
         sans=tuple(replace(card(san.interface), name=san.name) for san in node.spec.sans),
+        findings=findings,
     )
     try:
-        status = _with_contents(status, node, engine)
+        lacking = [one for one in findings if one.severity == "error"]
+        if lacking:
+            raise Unreachable("; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in lacking))
+        status = _with_contents(status, node, engine, unclaimed)
     except AoECsiError as error:
         said = conditions.put_error(status.conditions, "Ready", error, generation=node.metadata.generation, now_s=now_s)
     else:
@@ -93,11 +110,30 @@ def report(
             generation=node.metadata.generation, now_s=now_s,
         )  # fmt: skip
     status = replace(status, conditions=said)
-    return node if status == node.status else store.update_status(replace(node, status=status))
+    metrics.show_node(status)
+    if status == node.status:
+        return node
+    written = store.update_status(replace(node, status=status))
+    events.post_change(to, node, said)
+    for event in _of_new_orphans(node.status, status):
+        to.post(node, event)
+    return written
 
 
-def _with_contents(status: AoENodeStatus, node: AoENode, engine: Engine) -> AoENodeStatus:
+def _of_new_orphans(before: AoENodeStatus, now: AoENodeStatus) -> tuple[Event, ...]:
+    known = {(one.kind, one.name) for one in before.orphans}
+    return tuple(
+        Event(reason="Orphan", message=f"{one.kind} {one.name}: {one.fact}", is_warning=True)
+        for one in now.orphans
+        if (one.kind, one.name) not in known
+    )
+
+
+def _with_contents(
+    status: AoENodeStatus, node: AoENode, engine: Engine, unclaimed: tuple[Orphan, ...]
+) -> AoENodeStatus:
     inspection = engine.inspect()
+    metrics.show_inspection(inspection)
     capacities = {pool.name: engine.capacity(PoolName(pool.name), None) for pool in node.spec.pools}
     return replace(
         status,
@@ -113,5 +149,8 @@ def _with_contents(status: AoENodeStatus, node: AoENode, engine: Engine) -> AoEN
         free=quantity(sum(capacity.available_bytes for capacity in capacities.values())),
         volumes=len(inspection.volumes),
         exports=sum(unit.serving for unit in inspection.units.values()),
-        orphans=tuple(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in inspection.orphans),
+        orphans=(
+            *(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in inspection.orphans),
+            *unclaimed,
+        )[:MAX_ORPHANS],
     )

@@ -11,19 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from aoe_core import preflight
 from aoe_core.errors import AoECsiError
-from aoe_core.resources.leases import RENEW_S, LeaseStore
-from aoe_core.resources.node import AoENode, SanStatus
+from aoe_core.host.runner import HostRunner
+from aoe_core.resources.events import Events
+from aoe_core.resources.leases import RENEW_S, WENT_BACK, LeaseStore
+from aoe_core.resources.node import AoENode, Finding, Orphan, SanStatus
 from aoe_core.resources.store import Store
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import Engine
-from aoe_operator import storage_node
+from aoe_operator import metrics, storage_node
+from aoe_operator.seen import Seen
 from aoe_operator.storage import StorageRole
 
 log = logging.getLogger(__name__)
 
 _WAIT_FOR_NODE_S = 60.0
 _SWEEP_EVERY = 6
+_CHECK_EVERY = 30
 """Heartbeats."""
 
 
@@ -35,24 +40,38 @@ class StorageProcess:
         node: str,
         store: Store,
         leases: LeaseStore,
+        events: Events,
+        seen: Seen,
+        *,
         open_engine: Callable[[Settings], Engine],
         card: Callable[[str], SanStatus],
-        *,
+        prepare: Callable[[Settings], None],
+        check: Callable[[Settings], tuple[Finding, ...]],
         boot: str,
         stop: threading.Event,
         heartbeat_s: float = RENEW_S,
     ) -> None:
-        """Raises: NotFound when there is no AoENode of this name, NoSpace when no shelf is left to claim."""
+        """`prepare` and `check` bring the host into shape, and say what it lacks.
+
+        Raises: NotFound when there is no AoENode of this name, NoSpace when no shelf is left to claim.
+        """
         self._store = store
         self._leases = leases
+        self._events = events
         self._card = card
         self._boot = boot
         self._stop = stop
         self._heartbeat_s = heartbeat_s
+        self._revision = 0
+        self._unclaimed: tuple[Orphan, ...] = ()
         self._node = await_node(store, node)
         claims = storage_node.ensure_claims(store, self._node)
-        self.engine = open_engine(storage_node.settings_of(self._node, claims))
-        self.role = StorageRole(node, self.engine, store, lambda: int(time.time()))
+        self._settings = storage_node.settings_of(self._node, claims)
+        self._check = check
+        self._findings: tuple[Finding, ...] = ()
+        prepare(self._settings)
+        self.engine = open_engine(self._settings)
+        self.role = StorageRole(node, self.engine, store, events, seen=seen, now_s=lambda: int(time.time()))
         self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat")
 
     def __enter__(self) -> Self:
@@ -68,6 +87,8 @@ class StorageProcess:
     def _beat_for_ever(self) -> None:
         for beat in range(1 << 62):
             try:
+                if beat % _CHECK_EVERY == 0:
+                    self._findings = self._check(self._settings)
                 self.beat()
                 if beat % _SWEEP_EVERY == _SWEEP_EVERY - 1:
                     self.sweep()
@@ -81,7 +102,13 @@ class StorageProcess:
     def beat(self) -> None:
         """Renew the Lease and report; ask for the process's end when its AoENode says something else now."""
         name = self._node.metadata.name
-        self._leases.renew_lease(name)
+        revision, before = self._leases.renew_lease(name), self._revision
+        self._revision = revision
+        metrics.HEARTBEAT.set_to_current_time()
+        if revision < before:
+            log.warning(WENT_BACK)
+            self._stop.set()
+            return
         node = self._store.get(AoENode, name)
         if (node.metadata.uid, node.metadata.generation) != (
             self._node.metadata.uid,
@@ -91,10 +118,21 @@ class StorageProcess:
             self._stop.set()
             return
         now_s = int(time.time())
-        storage_node.report(self._store, node, self.engine, boot=self._boot, card=self._card, now_s=now_s)
+        storage_node.report(
+            self._store,
+            self._events,
+            node,
+            self.engine,
+            boot=self._boot,
+            card=self._card,
+            findings=self._findings,
+            unclaimed=self._unclaimed,
+            now_s=now_s,
+        )
 
     def sweep(self) -> None:
-        """Reconcile what has changed on the host unasked."""
+        """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
+        self._unclaimed = self.role.find_unclaimed()
         for name in self.role.find_drifted():
             log.warning("volume is not as it was", extra={"volume": name})
             try:
@@ -127,4 +165,18 @@ def card_status(interface: str) -> SanStatus:
         macs=(mac,) if mac else (),
         mtu=int(read("mtu") or 0),
         up=read("operstate") in ("up", "unknown") and bool(mac),
+    )
+
+
+def find_lacks(runner: HostRunner, settings: Settings) -> tuple[Finding, ...]:
+    """Return what preflight finds amiss on this machine."""
+    return tuple(
+        Finding(
+            check=one.check,
+            severity="error" if one.severity is preflight.Severity.FAILURE else "warning",
+            fact=one.fact[:1024],
+            remedy=one.remedy[:1024],
+        )
+        for one in preflight.run(settings, runner, shared=True)
+        if one.severity is not preflight.Severity.OK
     )

@@ -1,22 +1,27 @@
 """CSI's Provisioner over a real API server: wishes written there, done by the storage role on a host of fakes."""
 
 import asyncio
+import dataclasses
+import functools
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
-import kopf
 import pytest
 from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
 from aoe_core.errors import Busy, Conflict, InUse, NoSpace, NotFound, Unfinished
+from aoe_core.host.files import DurableFiles
 from aoe_core.model import (
     AccessMode,
     Address,
     FromSnapshot,
+    NodeIdentity,
     PoolName,
     SanName,
     SnapshotId,
@@ -24,9 +29,11 @@ from aoe_core.model import (
     VolumeId,
     VolumeSpec,
 )
-from aoe_core.resources.fields import GROUP, ObjectMeta
-from aoe_core.resources.kubernetes import KubernetesLeases, KubernetesStore
-from aoe_core.resources.leases import LeaseStore, LiveNodes
+from aoe_core.resources.conditions import find
+from aoe_core.resources.events import Event, Events, Subject
+from aoe_core.resources.fields import ObjectMeta
+from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesStore
+from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
 from aoe_core.resources.provisioner import ClusterProvisioner
 from aoe_core.resources.snapshot import AoESnapshot
@@ -38,7 +45,8 @@ from aoe_core.volumes.engine import Engine
 from aoe_lab.kubernetes.control_plane import ControlPlane
 from aoe_operator import handlers
 from aoe_operator.placing import ClusterRole
-from aoe_operator.storage import FINALIZER, StorageRole
+from aoe_operator.seen import Seen
+from aoe_operator.storage import StorageRole
 from aoe_operator.storage_process import StorageProcess
 
 WRITER = AccessMode.SINGLE_NODE_SINGLE_WRITER
@@ -48,8 +56,9 @@ V = VolumeId("v")
 class Paused(StorageRole):
     """A storage role that can be held up."""
 
-    def __init__(self, machines: Machines, store: Store) -> None:
-        super().__init__("storage1", machines.engine, store, lambda: int(machines.world.clock.now()))
+    def __init__(self, machines: Machines, store: Store, events: Events, seen: Seen) -> None:
+        clock = machines.world.clock
+        super().__init__("storage1", machines.engine, store, events, seen=seen, now_s=lambda: int(clock.now()))
         self.paused = threading.Event()
 
     def reconcile_volume(self, name: str) -> float | None:
@@ -61,31 +70,39 @@ class Paused(StorageRole):
 class Roles:
     """The cluster role and storage1's storage role, each under a kopf of its own, as they are in a cluster."""
 
-    def __init__(self, store: Store, leases: LeaseStore, machines: Machines) -> None:
-        self._stop = threading.Event()
+    def __init__(
+        self, store: KubernetesStore, leases: LeaseStore, events: Events, machines: Machines, state: Path
+    ) -> None:
+        self.again = functools.partial(Roles, store, leases, events, machines, state)
+        self.store = store
+        self.stopped = threading.Event()
 
         def open_engine(settings: Settings) -> Engine:
             assert (settings.san, settings.pool) == (machines.settings.san, machines.settings.pool)
             return machines.engine
 
+        seen = Seen(DurableFiles(state / "seen"))
         self._process = StorageProcess(
-            "storage1", store, leases, open_engine, _card, boot="b", stop=self._stop, heartbeat_s=0.2
+            "storage1",
+            store,
+            leases,
+            events,
+            seen,
+            open_engine=open_engine,
+            card=_card,
+            prepare=lambda _: None,
+            check=lambda _: (),
+            boot="b",
+            stop=self.stopped,
+            heartbeat_s=0.2,
         )
-        self.storage = Paused(machines, store)
+        self.storage = Paused(machines, store, events, seen)
         self.live = LiveNodes(leases)
-        cluster = ClusterRole(store, self.live)
+        self.cluster = ClusterRole(store, self.live, events)
         self._threads = [
-            self._operator("storage", FINALIZER, handlers.storage(self.storage, "storage1")),
-            self._operator("cluster", f"{GROUP}/cluster", handlers.cluster(cluster)),
+            _operator(handlers.storage(self.storage, "storage1"), self.stopped),
+            _operator(handlers.cluster(self.cluster), self.stopped),
         ]
-
-    def _operator(self, role: str, finalizer: str, registry: kopf.OperatorRegistry) -> threading.Thread:
-        async def run() -> None:
-            await handlers.operator(role, finalizer, registry, stop=self._stop, liveness=None)
-            # aiohttp closes TLS connections a moment after it was told to, if the loop still runs.
-            await asyncio.sleep(0.5)
-
-        return threading.Thread(target=lambda: asyncio.run(run()), name=role)
 
     def sweep(self) -> None:
         """Go after what has changed on the host unasked, as the process does now and then."""
@@ -98,14 +115,28 @@ class Roles:
         self._process.__enter__()
         for thread in self._threads:
             thread.start()
-        self._threads.append(self.live.watch(self._stop, every_s=0.1))
+        self._threads.append(self.live.watch(self.stopped, self.cluster.tell_liveness, every_s=0.1))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self.end()
+
+    def end(self) -> None:
+        """End all threads; once is enough."""
+        self.stopped.set()
         for thread in self._threads:
             thread.join()
+        self._threads = []
         self._process.__exit__()
+
+
+def _operator(told: handlers.Handlers, stop: threading.Event) -> threading.Thread:
+    async def run() -> None:
+        await handlers.operator(told, stop=stop, liveness=None)
+        # aiohttp closes TLS connections a moment after it was told to, if the loop still runs.
+        await asyncio.sleep(0.5)
+
+    return threading.Thread(target=lambda: asyncio.run(run()), name=told.role)
 
 
 def _card(interface: str) -> SanStatus:
@@ -130,7 +161,7 @@ def store(clean: ControlPlane) -> Iterator[KubernetesStore]:
 
 @pytest.fixture
 def roles(
-    store: KubernetesStore, machines: Machines, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+    store: KubernetesStore, machines: Machines, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Roles]:
     monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
     spec = AoENodeSpec(
@@ -139,9 +170,11 @@ def roles(
     )
     store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
     leases = KubernetesLeases(plane.kubeconfig, "default")
-    with Roles(store, leases, machines) as running:
+    events = KubernetesEvents(plane.kubeconfig, "aoe-csi-tests")
+    with Roles(store, leases, events, machines, tmp_path) as running:
         yield running
     leases.close()
+    events.close()
 
 
 @pytest.fixture
@@ -300,3 +333,138 @@ spec: {size: 32Mi, pool: thick}
     clean.kubectl("delete", "aoev/by-hand", "--timeout=60s", timeout_s=90)
     with pytest.raises(NotFound):
         machines.engine.get_volume(VolumeId("by-hand"))
+
+
+@pytest.mark.parametrize("sees_all", [False, True], ids=["as-it-is", "control"])
+def test_a_storage_node_ends_no_volume_of_another(
+    provisioner: ClusterProvisioner, machines: Machines, roles: Roles, tmp_path: Path, sees_all: bool
+) -> None:
+    store = roles.store
+    provisioner.create_volume(spec())
+    roles.storage.paused.set()
+    stop = threading.Event()
+    seen = Seen(DurableFiles(tmp_path / "seen"))
+    role = StorageRole("storage2", machines.engine, store, _Deaf(), seen=seen, now_s=lambda: 0)
+    told = handlers.storage(role, "storage2")
+    other = _operator(dataclasses.replace(told, node=None) if sees_all else told, stop)
+    other.start()
+    try:
+        store.delete(AoEVolume, V)
+        vanished = store.await_(AoEVolume, V, lambda volume: volume is None or None, timeout_s=10)
+    finally:
+        stop.set()
+        other.join()
+    assert bool(vanished) is sees_all
+    assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
+    roles.storage.paused.clear()
+
+
+def test_what_is_wrong_is_told_in_events(provisioner: ClusterProvisioner, clean: ControlPlane) -> None:
+    manifest = """
+apiVersion: aoe-csi.dev/v1alpha1
+kind: AoEVolume
+metadata: {name: too-large}
+spec: {size: 1Pi, pool: thick}
+"""
+    provisioner.create_volume(spec())
+    clean.kubectl("apply", "-f-", stdin=manifest)
+    try:
+        told = await_events(clean, "too-large", "NoSpace")
+        assert any(kind == "Warning" and "storage1 takes at most" in message for kind, message in told)
+        assert any(kind == "Normal" and "in LVM" in message for kind, message in await_events(clean, V, "Ready"))
+    finally:
+        clean.kubectl("delete", "aoev/too-large", "--timeout=60s", timeout_s=90)
+
+
+def test_a_restored_etcd_takes_nothing_back(
+    provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles
+) -> None:
+    """What was granted since the backup stays, what was given back since stays so, and what was made stays there."""
+    store = roles.store
+    first, second = (machines.identity(node) for node in COMPUTE_NODES)
+    provisioner.create_volume(spec())
+    provisioner.publish(V, first, WRITER, read_only=False, block=True)
+    provisioner.create_volume(spec("gone"))
+    backup = clean.back_up()
+    provisioner.unpublish(V, first.name)
+    provisioner.publish(V, second, WRITER, read_only=False, block=True)
+    provisioner.create_volume(spec("since"))
+    provisioner.delete_volume(VolumeId("gone"))
+    clean.restore(backup)
+    # Its watches would hear nothing; it ends, and kubelet would start it anew.
+    assert roles.stopped.wait(60)
+    roles.end()
+    with roles.again():
+        check_that_nothing_was_taken_back(store, machines, clean, first, second)
+
+
+def check_that_nothing_was_taken_back(
+    store: KubernetesStore, machines: Machines, clean: ControlPlane, first: NodeIdentity, second: NodeIdentity
+) -> None:
+    def told(volume: AoEVolume | None) -> str | None:
+        said = find(volume.status.conditions, "Current") if volume else None
+        return said.message if said else None
+
+    why = store.await_(AoEVolume, V, told, timeout_s=120)
+    assert why is not None
+    held = store.get(AoEVolume, V)
+    assert [ticket.node for ticket in held.spec.tickets] == [first.name]
+    assert [grant.node for grant in machines.engine.get_volume(V).grants] == [second.name]
+    # A new wish grows out of the old state, and is not followed either.
+    clean.kubectl("patch", "aoev", V, "--type=merge", '-p={"spec":{"size":"1Gi"}}')
+    lost = store.await_(
+        AoEVolume, "gone", lambda one: one if one and one.status.phase == "Lost" else None, timeout_s=120
+    )
+    assert lost is not None
+    assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
+    assert machines.engine.get_volume(VolumeId("since")).volume.size_bytes == 64 * MIB
+    deadline = time.monotonic() + 60
+    while "since" not in (names := orphans(store)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert "since" in names
+
+    clean.kubectl("annotate", "aoev", V, why.rpartition(" ")[2])
+    grown = store.await_(
+        AoEVolume, V, lambda one: one if one and one.status.size == "1Gi" and not told(one) else None, timeout_s=120
+    )
+    assert grown is not None
+    assert [grant.node for grant in machines.engine.get_volume(V).grants] == [first.name]
+
+
+def orphans(store: KubernetesStore) -> set[str]:
+    return {one.name for node in store.list(AoENode) for one in node.status.orphans}
+
+
+def await_events(plane: ControlPlane, name: str, reason: str) -> list[tuple[str, str]]:
+    deadline = time.monotonic() + 60
+    while True:
+        fields = f"involvedObject.name={name},reason={reason}"
+        listed = json.loads(plane.kubectl("get", "events", "-ojson", f"--field-selector={fields}").stdout)["items"]
+        if listed or time.monotonic() > deadline:
+            return [(one["type"], one["message"]) for one in listed]
+        time.sleep(0.5)
+
+
+class _Deaf:
+    """Events that go nowhere."""
+
+    def post(self, subject: Subject, event: Event) -> None:
+        pass
+
+
+def test_a_silent_storage_node_says_so_and_offers_nothing(
+    provisioner: ClusterProvisioner, store: KubernetesStore
+) -> None:
+    """One that nobody else speaks of: it has no Lease, so the role that runs leaves it alone."""
+    one = store.get(AoENode, "storage1")
+    other = store.create(AoENode(metadata=ObjectMeta(name="storage2"), spec=one.spec))
+    store.update_status(AoENode(metadata=other.metadata, spec=other.spec, status=one.status))
+    both = provisioner.capacity(None, None).available_bytes
+    role = ClusterRole(store, frozenset, _Deaf())
+    role.tell_liveness(Liveness(dead=frozenset({"storage2"})))
+    silent = find(store.get(AoENode, "storage2").status.conditions, "Live")
+    assert silent is not None
+    assert (silent.status, "does not renew its Lease" in silent.message) == ("False", True)
+    assert 0 < provisioner.capacity(None, None).available_bytes < both
+    role.tell_liveness(Liveness(live=frozenset({"storage2"})))
+    assert provisioner.capacity(None, None).available_bytes == both

@@ -36,6 +36,8 @@ class Kind:
     short_name: str
     columns: tuple[Column, ...]
     rules: tuple[dict[str, str], ...] = ()
+    selectable: tuple[str, ...] = ()
+    """Fields by which the API server itself picks what a watcher is told of."""
     longest_name: int = 63
     name_pattern: str | None = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
     """A DNS label, unless said otherwise: it becomes part of a logical volume's name."""
@@ -59,6 +61,7 @@ KINDS = (
         struct=volume.AoEVolume,
         short_name="aoev",
         rules=volume.ROOT_RULES,
+        selectable=(".spec.node",),
         columns=(
             Column(name="Phase", path=".status.phase"),
             Column(name="Size", path=".spec.size"),
@@ -74,6 +77,7 @@ KINDS = (
     Kind(
         struct=snapshot.AoESnapshot,
         short_name="aoes",
+        selectable=(".spec.node",),
         columns=(
             Column(name="Ready", path=".status.ready", type="boolean"),
             Column(name="Volume", path=".spec.volume"),
@@ -132,6 +136,8 @@ def definition(kind: Kind) -> dict[str, Any]:
         "additionalPrinterColumns": [_column(column) for column in kind.columns],
         "schema": {"openAPIV3Schema": schema},
     }
+    if kind.selectable:
+        version["selectableFields"] = [{"jsonPath": path} for path in kind.selectable]
     if has_status:
         version["subresources"] = {"status": {}}
     return {

@@ -4,7 +4,7 @@ A rule is CEL (https://kubernetes.io/docs/reference/using-api/cel/) with the sen
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -102,5 +102,7 @@ class ObjectMeta(Fields, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     finalizers: tuple[str, ...] = ()
+    owner_references: tuple[dict[str, Any], ...] = ()
+    """Kept as they are: whoever replaces an object would else take them away."""
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None

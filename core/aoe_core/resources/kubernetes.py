@@ -5,6 +5,7 @@ A change is only a hint to look: whoever waits for a resource is woken when the 
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,15 @@ import msgspec
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
 from lightkube.models.coordination_v1 import LeaseSpec
+from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.operators import exists
 from lightkube.resources.coordination_v1 import Lease
+from lightkube.resources.core_v1 import Event as CoreEvent
 from lightkube.types import PatchType
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
+from aoe_core.resources.events import Event, Subject
 from aoe_core.resources.fields import GROUP, VERSION, Fields
 from aoe_core.resources.leases import LIVE_S
 from aoe_core.resources.node import AoENode
@@ -33,12 +37,17 @@ from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Answer, Resource
 from aoe_core.resources.volume import AoEVolume
 
+log = logging.getLogger(__name__)
+
 _PLURALS: dict[type[Fields], str] = {
     AoEVolume: "aoevolumes",
     AoESnapshot: "aoesnapshots",
     AoENode: "aoenodes",
     AoEShelf: "aoeshelves",
 }
+_WHOLE = tuple(msgspec.json.Decoder(kind) for kind in _PLURALS)
+"""Never used: making them has msgspec look at every field of every kind now. It does so at the first use otherwise, and
+a thread that comes second while the first still looks gets a half-made description, and ends the process (SIGSEGV)."""
 _LEASE_PREFIX = "aoe-csi-storage-"
 _LEASE_LABEL = f"{GROUP}/storage-node"
 _LOOK_ANYWAY_S = 5.0
@@ -46,6 +55,9 @@ _LOOK_ANYWAY_S = 5.0
 _REQUEST_S = 20.0
 _WATCH_S = 300
 _AGAIN_S = 1.0
+_EVENTS_NAMESPACE = "default"
+_LONGEST_MESSAGE = 1024
+"""Of an event: the API server takes no more."""
 
 
 class KubernetesStore:
@@ -156,8 +168,8 @@ class KubernetesLeases:
         """Let go of the connections; no call may be under way."""
         self._client.close()
 
-    def renew_lease(self, node: str) -> None:
-        """Write that a node is alive. Raises: Unreachable."""
+    def renew_lease(self, node: str) -> int:
+        """Write that a node is alive. Returns: the API server's revision. Raises: Unreachable."""
         lease = Lease(
             metadata=ObjectMeta(name=f"{_LEASE_PREFIX}{node}", labels={_LEASE_LABEL: "true"}),
             spec=LeaseSpec(
@@ -167,17 +179,59 @@ class KubernetesLeases:
             ),
         )
         with _translated(Lease, node):
-            self._client.apply(lease, force=True)
+            return _revision(self._client.apply(lease, force=True))
 
-    def leases(self) -> Mapping[str, str]:
+    def leases(self) -> Mapping[str, int]:
         """Return node → resource version. Raises: Unreachable."""
         with _translated(Lease, ""):
             found = list(self._client.list(Lease, labels={_LEASE_LABEL: exists()}))
         return {
-            lease.metadata.name.removeprefix(_LEASE_PREFIX): lease.metadata.resourceVersion
+            lease.metadata.name.removeprefix(_LEASE_PREFIX): _revision(lease)
             for lease in found
-            if lease.metadata and lease.metadata.name and lease.metadata.resourceVersion
+            if lease.metadata and lease.metadata.name
         }
+
+
+def _revision(lease: Lease) -> int:
+    # Numbers that grow, as Kubernetes has promised since 1.35 and etcd has always kept.
+    version = lease.metadata.resourceVersion if lease.metadata else None
+    return int(version or 0)
+
+
+class KubernetesEvents:
+    """Events (core/v1) in the namespace `default`, where the API server wants those of objects without a namespace."""
+
+    def __init__(self, kubeconfig: Path | None, component: str) -> None:
+        """`component`: who says it, as `kubectl describe` shows. Raises: Invalid when no API server is known."""
+        self._component = component
+        self._client = _connected(kubeconfig, field_manager=component, namespace=_EVENTS_NAMESPACE)
+
+    def close(self) -> None:
+        """Let go of the connections; no call may be under way."""
+        self._client.close()
+
+    def post(self, subject: Subject, event: Event) -> None:
+        """Post an event; one that cannot be posted is logged."""
+        kind, now = type(subject), datetime.now(UTC)
+        # Named as client-go does it.
+        name = f"{subject.metadata.name}.{time.time_ns():x}"
+        posted = CoreEvent(
+            metadata=ObjectMeta(name=name),
+            involvedObject=ObjectReference(**_head(kind), name=subject.metadata.name, uid=subject.metadata.uid),
+            type="Warning" if event.is_warning else "Normal",
+            reason=event.reason,
+            message=event.message[:_LONGEST_MESSAGE],
+            source=EventSource(component=self._component),
+            reportingComponent=self._component,
+            firstTimestamp=now,
+            lastTimestamp=now,
+            count=1,
+        )
+        try:
+            with _translated(CoreEvent, name):
+                self._client.create(posted)
+        except AoECsiError as error:
+            log.warning("event cannot be posted", extra={"event_reason": event.reason, "error": str(error)})
 
 
 class _Changes:

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from aoe_core.errors import AoECsiError
@@ -18,14 +19,33 @@ LIVE_S = 40.0
 """As Kubernetes does with nodes: four renewals may fail."""
 
 
+WENT_BACK = "the API server was put back to an older state; ending, to start anew with it"
+"""A watch goes on from the revision it had reached, and would hear nothing until that is reached again."""
+
+
 class LeaseStore(Protocol):
     """Where Leases are kept."""
 
-    def renew_lease(self, node: str) -> None:
-        """Write that a node is alive. Raises: Unreachable."""
+    def renew_lease(self, node: str) -> int:
+        """Write that a node is alive. Returns: the API server's revision, which only grows. Raises: Unreachable."""
 
-    def leases(self) -> Mapping[str, str]:
-        """Return node → a mark that differs after each renewal. Raises: Unreachable."""
+    def leases(self) -> Mapping[str, int]:
+        """Return node → the revision of its last renewal. Raises: Unreachable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Liveness:
+    """What is known of the nodes that have Leases; of the others nothing is known yet."""
+
+    live: frozenset[str] = frozenset()
+    dead: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    revision: int
+    first_s: float
+    changed_s: float | None = None
 
 
 class LiveNodes:
@@ -39,17 +59,26 @@ class LiveNodes:
         self._store = store
         self._clock = clock
         self._guard = threading.Lock()
-        self._seen: dict[str, tuple[str, float | None]] = {}
+        self._seen: dict[str, _Sight] = {}
+        self._went_back = False
 
-    def watch(self, stop: threading.Event, every_s: float = RENEW_S / 2) -> threading.Thread:
-        """Begin to look now and again until `stop` is set. Returns: the thread that does."""
+    def watch(
+        self, stop: threading.Event, tell: Callable[[Liveness], None] = lambda _: None, every_s: float = RENEW_S / 2
+    ) -> threading.Thread:
+        """Begin to look now and again until `stop` is set, which it is too once the API server has gone back in time.
+
+        `tell` is called after each look. Returns: the thread that does.
+        """
 
         def look() -> None:
             while not stop.is_set():
                 try:
-                    self()
+                    tell(self.look())
                 except AoECsiError as error:
                     log.error("leases cannot be read", extra={"error": str(error)})
+                if self._went_back:
+                    log.warning(WENT_BACK)
+                    stop.set()
                 stop.wait(every_s)
 
         thread = threading.Thread(target=look, name="leases")
@@ -58,17 +87,29 @@ class LiveNodes:
 
     def __call__(self) -> frozenset[str]:
         """Look at all Leases, and return the live nodes. Raises: Unreachable."""
+        return self.look().live
+
+    def look(self) -> Liveness:
+        """Look at all Leases. Raises: Unreachable."""
         marks = self._store.leases()
         now = self._clock()
         with self._guard:
-            for node, mark in marks.items():
+            for node, revision in marks.items():
                 before = self._seen.get(node)
                 if before is None:
-                    self._seen[node] = (mark, None)
-                elif before[0] != mark:
-                    self._seen[node] = (mark, now)
+                    self._seen[node] = _Sight(revision, now)
+                elif before.revision != revision:
+                    self._went_back |= revision < before.revision
+                    self._seen[node] = _Sight(revision, before.first_s, now)
             for gone in self._seen.keys() - marks.keys():
                 del self._seen[gone]
-            return frozenset(
-                node for node, (_, changed) in self._seen.items() if changed is not None and now - changed < LIVE_S
+            return Liveness(
+                live=frozenset(
+                    node
+                    for node, sight in self._seen.items()
+                    if sight.changed_s is not None and now - sight.changed_s < LIVE_S
+                ),
+                dead=frozenset(
+                    node for node, sight in self._seen.items() if now - (sight.changed_s or sight.first_s) >= LIVE_S
+                ),
             )

@@ -127,6 +127,9 @@ class Finding(Fields, frozen=True, kw_only=True):
     remedy: Annotated[str, Meta(max_length=1024, description="What to do.")] = ""
 
 
+MAX_ORPHANS = 256
+
+
 class Orphan(Fields, frozen=True, kw_only=True):
     """Something of ours on the node that nothing wants. It is reported, and never removed unasked."""
 
@@ -146,7 +149,7 @@ class AoENodeStatus(Fields, frozen=True, kw_only=True):
     volumes: Annotated[int, Meta(ge=0, description="How many volumes it has.")] = 0
     exports: Annotated[int, Meta(ge=0, description="How many grants are in force.")] = 0
     findings: Annotated[tuple[Finding, ...], Meta(max_length=128, description="What preflight found amiss.")] = ()
-    orphans: Annotated[tuple[Orphan, ...], Meta(max_length=256, description="What nothing wants.")] = ()
+    orphans: Annotated[tuple[Orphan, ...], Meta(max_length=MAX_ORPHANS, description="What nothing wants.")] = ()
     conditions: Annotated[Conditions, Meta(description="Ready, Orphans: each with reason and remedy.")] = ()
 
 

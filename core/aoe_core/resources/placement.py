@@ -78,7 +78,7 @@ def choose(
             promised_bytes=promised.get(node.metadata.name, 0),
         )
         for node in offering
-        if node.metadata.name in live and _is_ready(node) and not node.spec.unschedulable
+        if node.metadata.name in live and is_ready(node) and not node.spec.unschedulable
     ]
     if not usable:
         names = ", ".join(sorted(node.metadata.name for node in offering))
@@ -102,16 +102,16 @@ def place(
     *,
     live: AbstractSet[str],
     now_s: int,
-) -> None:
+) -> AoEVolume:
     """Write down where a volume goes, or why nowhere; one that was accepted or is going is left alone.
 
-    Safe beside another that does the same: the one that comes second finds the resource changed. Raises: Busy,
-    Unreachable.
+    Safe beside another that does the same: the one that comes second finds the resource changed.
+    Returns: the volume as it is now. Raises: Busy, Unreachable.
     """
     if volume.status.node is not None or volume.metadata.deletion_timestamp is not None:
-        return
+        return volume
     if volume.spec.node is not None and volume.spec.node in live:
-        return
+        return volume
     others = [one for one in volumes if one.metadata.name != volume.metadata.name]
     try:
         node = choose(volume, nodes, others, live=live, source_node=_source_node(store, volume))
@@ -119,10 +119,10 @@ def place(
         said = conditions.put_error(
             volume.status.conditions, "Placed", error, generation=volume.metadata.generation, now_s=now_s
         )
-        if said != volume.status.conditions:
-            store.update_status(replace(volume, status=replace(volume.status, conditions=said)))
-        return
-    store.update(replace(volume, spec=replace(volume.spec, node=node)))
+        if said == volume.status.conditions:
+            return volume
+        return store.update_status(replace(volume, status=replace(volume.status, conditions=said)))
+    return store.update(replace(volume, spec=replace(volume.spec, node=node)))
 
 
 def _source_node(store: Store, volume: AoEVolume) -> str | None:
@@ -143,9 +143,11 @@ def _promised(others: Iterable[AoEVolume], pool: str) -> dict[str, int]:
     return promised
 
 
-def _is_ready(node: AoENode) -> bool:
-    condition = conditions.find(node.status.conditions, "Ready")
-    return condition is not None and condition.status == "True"
+def is_ready(node: AoENode) -> bool:
+    """Say whether a node says it takes volumes, and nobody has found it silent since."""
+    ready = conditions.find(node.status.conditions, "Ready")
+    live = conditions.find(node.status.conditions, "Live")
+    return ready is not None and ready.status == "True" and (live is None or live.status == "True")
 
 
 def _largest(candidate: Candidate) -> str:

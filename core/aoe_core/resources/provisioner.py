@@ -26,7 +26,7 @@ from aoe_core.model import (
     VolumeSpec,
     VolumeStatus,
 )
-from aoe_core.resources import conditions, conversion
+from aoe_core.resources import conditions, conversion, placement
 from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotSpec
@@ -70,7 +70,7 @@ class ClusterProvisioner:
         parts = [
             status
             for node in self._nodes()
-            if is_ready(node) and not node.spec.unschedulable and (sans is None or _is_on(node, sans))
+            if placement.is_ready(node) and not node.spec.unschedulable and (sans is None or _is_on(node, sans))
             for status in node.status.pools
             if pool in (None, status.name)
         ]
@@ -351,12 +351,6 @@ class ClusterProvisioner:
             where = how_far(last[0]) if last else f"{kind.__name__} {name} is not there yet"
             raise Unfinished(f"{where}; ask again, and look at kubectl describe {kind.__name__.lower()} {name}")
         return answered
-
-
-def is_ready(node: AoENode) -> bool:
-    """Say whether a storage node says of itself that it can take volumes."""
-    condition = conditions.find(node.status.conditions, "Ready")
-    return condition is not None and condition.status == "True"
 
 
 def _is_on(node: AoENode, sans: Collection[SanName]) -> bool:

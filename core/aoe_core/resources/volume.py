@@ -121,6 +121,12 @@ def _decided(field: str, remedy: str) -> dict[str, str]:
     )
 
 
+def _decided_list(field: str, remedy: str) -> dict[str, str]:
+    # Left out and empty are the same.
+    now, before = (f"(has({one}.{field}) ? {one}.{field} : [])" for one in ("self", "oldSelf"))
+    return rule(f"{now} == {before}", f"{field} cannot change; {remedy}")
+
+
 _SPEC_RULES = rules(
     rule(
         "quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0",
@@ -133,7 +139,7 @@ _SPEC_RULES = rules(
     ),
     _decided("pool", "make a volume in the other pool and copy"),
     _decided("san", "make a volume for the other SAN and copy"),
-    _decided("reach", "make a volume that is reached over the other SANs and copy"),
+    _decided_list("reach", "make a volume that is reached over the other SANs and copy"),
     _decided("durability", "make a volume with the other durability and copy"),
     _decided("wipe", "make a volume with the other wipe and copy"),
     _decided("source", "make another volume from the other source"),

@@ -1,0 +1,98 @@
+"""What this storage node has already seen of each volume's spec: so that a restored backup is not taken for a wish.
+
+An API server whose etcd was put back to an older state says with the same voice what was so yesterday: tickets that are
+long since given back, and none of those given since. Who followed it would revoke what is in use. So the generation of
+the newest spec is kept on the host, written before anything is done about it; a spec that is older, or another one of
+the same generation, is not followed until a person says so.
+"""
+
+import hashlib
+
+import msgspec
+
+from aoe_core.errors import CommandFailed, Conflict
+from aoe_core.host.contracts import RecordFiles
+from aoe_core.resources.fields import GROUP
+from aoe_core.resources.volume import AoEVolume
+
+FOLLOW = f"{GROUP}/follow-restored"
+"""Annotation of an AoEVolume: the generation that a person wants to be forgotten."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The newest spec that was seen."""
+
+    uid: str
+    generation: int
+    digest: str
+    held: bool = False
+    """Whether an older spec was seen since: then no newer one is followed either, since it grew out of that."""
+
+
+# Made before there are threads: two that make it at once would crash in msgspec.
+_DECODER = msgspec.json.Decoder(Record)
+
+
+class Seen:
+    """The records of one storage node."""
+
+    def __init__(self, files: RecordFiles) -> None:
+        self._files = files
+        self._known: dict[str, Record] | None = None
+        self._damaged: dict[str, str] = {}
+
+    def require_current(self, volume: AoEVolume) -> None:
+        """Note a volume's spec as seen. Raises: Conflict when it is older than one seen before, CommandFailed when the
+        records cannot be read or written."""
+        known = self._records()
+        name = volume.metadata.name
+        if name in self._damaged:
+            raise CommandFailed(
+                f"the record of what was seen of volume {name} cannot be read ({self._damaged[name]}); remove"
+                f" /var/lib/aoe-csi/seen/{name} if its resource is of today, and restart the storage role's pod"
+            )
+        before, now = known.get(name), plan(known.get(name), volume)
+        if now != before:
+            self._files.write(name, msgspec.json.encode(now).decode())
+            known[name] = now
+        if now.held:
+            raise Conflict(
+                f"the spec of volume {name} is older than one this storage node has seen (generation"
+                f" {now.generation}): was etcd restored from a backup? Nothing is granted, revoked, grown or deleted"
+                f" until somebody has compared it with /var/lib/aoe-csi/exports of the storage node, and says:"
+                f" kubectl annotate --overwrite aoevolume {name} {FOLLOW}={now.generation}"
+            )
+
+    def forget(self, name: str) -> None:
+        """Forget a volume that was deleted. Raises: CommandFailed."""
+        if name in self._records():
+            self._files.remove(name)
+            self._records().pop(name, None)
+
+    def _records(self) -> dict[str, Record]:
+        if self._known is None:
+            self._known = {}
+            for name, text in self._files.read_all().items():
+                try:
+                    self._known[name] = _DECODER.decode(text)
+                except msgspec.DecodeError as error:
+                    self._damaged[name] = str(error)
+        return self._known
+
+
+def plan(before: Record | None, volume: AoEVolume) -> Record:
+    """Return the record of a volume after its present spec was seen."""
+    uid, generation = volume.metadata.uid, volume.metadata.generation
+    now = Record(uid=uid, generation=generation, digest=_digest(volume))
+    # Made anew under the same name, by somebody who knows what he does: a restored one has its old uid.
+    if before is None or before.uid != uid:
+        return now
+    if before.held:
+        return now if volume.metadata.annotations.get(FOLLOW) == str(before.generation) else before
+    if (generation, now.digest) == (before.generation, before.digest) or generation > before.generation:
+        return now
+    return msgspec.structs.replace(before, held=True)
+
+
+def _digest(volume: AoEVolume) -> str:
+    return hashlib.sha256(msgspec.json.encode(volume.spec)).hexdigest()[:16]

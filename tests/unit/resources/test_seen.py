@@ -1,0 +1,64 @@
+"""What a storage node does about a spec that is older than one it has seen."""
+
+from pathlib import Path
+
+import pytest
+
+from aoe_core.errors import CommandFailed, Conflict
+from aoe_core.host.files import DurableFiles
+from aoe_core.resources.fields import ObjectMeta
+from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec
+from aoe_operator.seen import FOLLOW, Seen
+
+
+def volume(generation: int, size: str = "1Gi", uid: str = "u", follow: str = "") -> AoEVolume:
+    annotations = {FOLLOW: follow} if follow else {}
+    metadata = ObjectMeta(name="v", uid=uid, generation=generation, annotations=annotations)
+    return AoEVolume(metadata=metadata, spec=AoEVolumeSpec(size=size, pool="thin", node="storage1"))
+
+
+def seen(place: Path) -> Seen:
+    return Seen(DurableFiles(place))
+
+
+def test_what_grows_newer_is_followed_by_each_process(tmp_path: Path) -> None:
+    seen(tmp_path).require_current(volume(1))
+    seen(tmp_path).require_current(volume(1))
+    seen(tmp_path).require_current(volume(4, size="2Gi"))
+
+
+@pytest.mark.parametrize("older", [volume(3), volume(4, size="3Gi")], ids=["an-older-one", "another-of-the-same-age"])
+def test_an_older_spec_and_what_grows_out_of_it_is_held_until_somebody_says_so(
+    tmp_path: Path, older: AoEVolume
+) -> None:
+    seen(tmp_path).require_current(volume(4, size="2Gi"))
+    with pytest.raises(Conflict, match=f"annotate --overwrite aoevolume v {FOLLOW}=4"):
+        seen(tmp_path).require_current(older)
+    with pytest.raises(Conflict):
+        seen(tmp_path).require_current(volume(9))
+    with pytest.raises(Conflict):
+        seen(tmp_path).require_current(volume(9, follow="3"))
+    seen(tmp_path).require_current(volume(9, follow="4"))
+    seen(tmp_path).require_current(volume(10))
+
+
+def test_one_made_anew_under_the_same_name_is_another(tmp_path: Path) -> None:
+    seen(tmp_path).require_current(volume(4))
+    seen(tmp_path).require_current(volume(1, uid="another"))
+
+
+def test_what_is_forgotten_may_come_again(tmp_path: Path) -> None:
+    kept = seen(tmp_path)
+    kept.require_current(volume(4))
+    kept.forget("v")
+    kept.forget("v")
+    kept.require_current(volume(1))
+    seen(tmp_path).require_current(volume(1))
+
+
+def test_a_damaged_record_holds_its_own_volume_alone(tmp_path: Path) -> None:
+    (tmp_path / "v").write_text("{")
+    with pytest.raises(CommandFailed, match="/seen/v if its resource is of today"):
+        seen(tmp_path).require_current(volume(4))
+    other = AoEVolume(metadata=ObjectMeta(name="w", uid="w", generation=1), spec=volume(4).spec)
+    seen(tmp_path).require_current(other)
