@@ -4,7 +4,6 @@ It asks no API server. What it lacks is told where somebody looks: NodeGetInfo f
 register the driver and no pod is sent here; /readyz and a metric say the same.
 """
 
-import logging
 import threading
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ from aoe_core import preflight, preparation, san_rules
 from aoe_core.errors import AoECsiError
 from aoe_core.host.runner import HostRunner
 from aoe_core.settings import Settings
-
-log = logging.getLogger(__name__)
 
 _LACKING = prometheus_client.Gauge(
     "aoe_csi_node_lacking", "Findings of preflight that keep this node from taking volumes."
@@ -41,13 +38,8 @@ class ClusterNode:
         self.settings = self._resolve()
 
     def prepare_host(self) -> None:
-        """Bring the host's units, rules and module options into place; what fails is preflight's to tell."""
-        try:
-            outcome = preparation.prepare(self.settings, runner=self._runner)
-        except AoECsiError as error:
-            log.error("host is not prepared", extra={"error": str(error)})
-        else:
-            log.info("host is prepared", extra={"done": list(outcome.done), "by_hand": list(outcome.remaining)})
+        """Bring the host's units, rules and module options into place."""
+        preparation.try_to_prepare(self.settings, self._runner)
 
     def find_change(self) -> str | None:
         """Say that rules or interfaces are not what they were when the process began: it must be started anew."""
@@ -77,7 +69,9 @@ class ClusterNode:
             present = ", ".join(self._present())
             return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
         failures = [
-            one for one in preflight.run(self.settings, self._runner) if one.severity is preflight.Severity.FAILURE
+            one
+            for one in preflight.run(self.settings, self._runner, shared=True)
+            if one.severity is preflight.Severity.FAILURE
         ]
         _LACKING.set(len(failures))
         if not failures:

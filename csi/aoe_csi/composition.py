@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aoe_core.errors import Invalid
 from aoe_core.settings import Settings
+from aoe_csi import metrics
 from aoe_csi.controller import Controller
 from aoe_csi.identity import Identity
 from aoe_csi.node import Node
@@ -94,6 +95,7 @@ def compose_cluster_node(machine: "ClusterNode") -> Composition:
     from aoe_core.attach.attacher import open_attacher
 
     attacher = open_attacher(machine.settings, enter_host=machine.enter_host)
+    metrics.show_staged(attacher.records)
     return Composition(
         services=Services(identity=Identity(), node=Node(attacher, machine.find_lack)), background=(attacher,)
     )

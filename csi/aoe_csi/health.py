@@ -6,6 +6,7 @@ volume. Neither waits for a device: a dead target must not have the process kill
 
 import http.server
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -24,14 +25,14 @@ Check = Callable[[], str | None]
 _PROBE_S = 5.0
 
 
-def probe(socket: str) -> str | None:
+def probe(path: str) -> str | None:
     """Ask a driver's socket whether anybody is there."""
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
+    with grpc.insecure_channel(f"unix:{path}") as channel:
         try:
             reply = csi_pb2_grpc.IdentityStub(channel).Probe(csi.ProbeRequest(), timeout=_PROBE_S)
         except grpc.RpcError as error:
-            return f"{socket} does not answer: {error.details()}"
-    return None if reply.ready.value else f"{socket} says that it is not ready"
+            return f"{path} does not answer: {error.details()}"
+    return None if reply.ready.value else f"{path} says that it is not ready"
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -69,8 +70,11 @@ class Health:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name.
                 log.debug("http", extra={"request": format % args})
 
+        class Server(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
         try:
-            self._server = http.server.ThreadingHTTPServer(address, Handler)
+            self._server = Server(address, Handler)
         except OSError as error:
             raise Invalid(
                 f"health address {address[0]}:{address[1]} cannot be served ({error.strerror}); choose a free port"
