@@ -146,8 +146,12 @@ evidence-lab-long: setup
 test-cluster: setup ## Test on a real Kubernetes control plane, built from its modules (the first time some ten minutes)
 	$(PYTEST) -m 'not long' tests/cluster
 
+.PHONY: test-pods
+test-pods: setup ## Test on a whole cluster: kubelets, sidecars, pods (the first time some twenty minutes)
+	$(PYTEST) -m 'not long' tests/pods
+
 .PHONY: test
-test: lint test-unit test-lab test-cluster ## Do all four, cheapest first
+test: lint test-unit test-cluster test-lab ## Do all four, cheapest first
 
 .PHONY: test-long
 test-long: setup ## Run the tests that take minutes or hours
@@ -171,12 +175,21 @@ lab-status: venv ## Show which of the lab's machines run
 lab-down: venv ## Stop the lab's machines and take down its network
 	$(PYTHON) -m aoe_lab down
 
+.PHONY: cluster
+cluster: setup ## Start a Kubernetes cluster with aoe-csi on it, and leave it for playing; says its KUBECONFIG
+	$(PYTHON) -m aoe_lab.kubernetes up
+
+.PHONY: cluster-down
+cluster-down: venv ## End that cluster
+	$(PYTHON) -m aoe_lab.kubernetes down
+
 .PHONY: demo
-demo: setup ## Show a volume's life from creation to deletion, in the lab
-	$(PYTHON) -m aoe_lab.demo
+demo: setup ## Show the main job on a cluster: helm install, a claim, a pod, a power cut, and nothing lost
+	$(PYTHON) -m aoe_lab.kubernetes.demo
 
 .PHONY: demo-standalone
-demo-standalone: demo ## The same: the life of a volume without Kubernetes
+demo-standalone: setup ## Show a volume's life without Kubernetes, from creation to deletion
+	$(PYTHON) -m aoe_lab.demo
 
 # --- the source itself ----------------------------------------------------------------------------------------------
 
@@ -195,6 +208,10 @@ CRDS := charts/aoe-csi/files/crds
 .PHONY: crds
 crds: venv ## Generate the custom resource definitions from core/aoe_core/resources
 	$(PYTHON) -m aoe_core.resources.definitions $(CRDS)
+
+.PHONY: deploy
+deploy: setup ## Render the chart into deploy/aoe-csi.yaml, for clusters without helm
+	$(PYTHON) -m aoe_lab.kubernetes.helm
 
 .PHONY: image
 image: setup ## Build the container image into dist/, with its bill of materials

@@ -1,0 +1,117 @@
+"""The chart: rendered, refused, installed, upgraded, rolled back and removed, on a real API server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aoe_lab.kubernetes.helm import CHART, DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
+from aoe_lab.kubernetes.programs import snapshot_definitions
+
+from .installed import TAKE, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aoe_lab.kubernetes.control_plane import ControlPlane
+
+VOLUME = """
+apiVersion: aoe-csi.dev/v1alpha1
+kind: AoEVolume
+metadata: {name: kept, finalizers: [aoe-csi.dev/storage]}
+spec: {size: 1Gi, pool: thin, node: storage1}
+"""
+
+
+@pytest.fixture
+def helm(clean: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helm]:
+    """Helm, and no release of ours when the test has ended."""
+    clean.kubectl("create", "namespace", NAMESPACE)
+    made = Helm(kubeconfig=clean.kubeconfig, place=tmp_path_factory.mktemp("helm"))
+    yield made
+    made.run("uninstall", RELEASE, "--ignore-not-found")
+    clean.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s", timeout_s=90)
+
+
+def test_helm_finds_nothing_to_criticise(helm: Helm) -> None:
+    helm.run("lint", "--strict", CHART)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"storageNodse": []}, "storageNodse"),
+        ({"sans": [{"name": "main"}]}, "interfaces"),
+        ({"sans": [{"name": "Main", "interfaces": ["eth1"]}]}, "/sans/0/name"),
+        ({"initiator": {"deadSeconds": 0}}, "deadSeconds"),
+        ({"initiator": {"deadSeconds": 700}}, "give it restSeconds of more than that"),
+        ({"controller": {"replicas": "two"}}, "replicas"),
+        ({"storageClasses": [{"name": "a", "durability": "maybe"}]}, "durability"),
+        ({"storageClasses": [{"name": "a", "fsType": "btrfs"}]}, "fsType"),
+        ({"storageNodes": [{"name": "s", "pools": [], "sans": []}]}, "/storageNodes/0/pools"),
+        ({"log": {"level": "loud"}}, "/log/level"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_wrong_values_are_refused_by_name(helm: Helm, changed: dict[str, Any], said: str) -> None:
+    refused = helm.template(values(**changed), check=False)
+    assert refused.code != 0
+    assert said in refused.stderr
+
+
+def test_monitoring_is_rendered_when_it_is_asked_for(helm: Helm) -> None:
+    off = helm.template(values()).stdout
+    on = helm.template(
+        values(metrics={"podMonitor": {"enabled": True}, "alerts": {"enabled": True}, "dashboard": {"enabled": True}})
+    ).stdout
+    for kind in ("PodMonitor", "PrometheusRule", "grafana_dashboard"):
+        assert kind not in off
+        assert kind in on
+    assert "AoeStorageNodeSilent" in on
+    assert "--metrics=127.0.0.1:19810" in off
+    assert "--metrics=$(HOST_IP):19810" in on
+
+
+def test_what_snapshots_need_is_asked_for(helm: Helm, clean: ControlPlane) -> None:
+    refused = helm.upgrade(values(snapshots={"enabled": True}), TAKE, check=False)
+    assert refused.code != 0
+    assert "does not know VolumeSnapshots" in refused.stderr
+    clean.kubectl("apply", "--server-side", "-f", snapshot_definitions())
+    helm.upgrade(values(snapshots={"enabled": True}), TAKE)
+    assert clean.kubectl("get", "volumesnapshotclass", "aoe-csi", "-o", "name").stdout
+    helm.run("uninstall", RELEASE)
+    clean.kubectl("delete", "-f", snapshot_definitions())
+
+
+def test_deploy_is_what_the_chart_renders() -> None:
+    assert (DEPLOY / "aoe-csi.yaml").read_text() == rendered_manifests(), "run `make deploy`"
+
+
+def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: ControlPlane) -> None:
+    helm.upgrade(values(), TAKE)
+    pods = json.loads(clean.kubectl("get", "deploy,daemonset", f"-n{NAMESPACE}", "-ojson").stdout)["items"]
+    assert {pod["metadata"]["name"] for pod in pods} == {
+        "aoe-csi-controller", "aoe-csi-cluster", "aoe-csi-storage", "aoe-csi-node",
+    }  # fmt: skip
+    clean.kubectl("apply", "-f-", stdin=VOLUME)
+
+    helm.upgrade(values(log={"level": "debug"}))
+    assert "debug" in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
+    helm.run("rollback", RELEASE, "1")
+    assert "debug" not in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
+
+    helm.run("uninstall", RELEASE)
+    kept = clean.kubectl("get", "aoevolumes,aoenodes", "-o", "name").stdout.split()
+    assert kept == [
+        "aoevolume.aoe-csi.dev/kept", "aoenode.aoe-csi.dev/storage1", "aoenode.aoe-csi.dev/storage2",
+    ]  # fmt: skip
+    left = clean.kubectl(
+        "get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,csidrivers,storageclasses", "-o", "name"
+    )
+    assert [name for name in left.stdout.split() if "aoe" in name] == []
+
+    helm.upgrade(values(), TAKE)
+    assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
+    clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')

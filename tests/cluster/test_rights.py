@@ -1,0 +1,198 @@
+"""What a storage node's token may do, and what it may not: one line for each rule of the chart.
+
+Every attempt that is refused is made by an administrator too, who is not: the request itself is sound.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aoe_lab.kubernetes.helm import NAMESPACE, RELEASE, Helm
+
+from .installed import STORAGE_NODES, TAKE, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aoe_lab.kubernetes.control_plane import ControlPlane
+    from aoe_lab.process import Finished
+
+ACCOUNT, KEPT = "aoe-csi-storage", "aoe-csi.dev/storage"
+Change = "Callable[[dict[str, Any]], object]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One request: what is read is changed and written back, or a verb of kubectl's alone."""
+
+    what: str
+    """kind/name, or the words of kubectl."""
+    change: Callable[[dict[str, Any]], object] | None = None
+    status: bool = False
+    refused: str = ""
+    """What the answer says, empty: it is let through."""
+
+    def make(self, plane: ControlPlane, as_: str) -> Finished:
+        dry = "--dry-run=server"
+        if self.change is None:
+            words = self.what.split()
+            return plane.kubectl(*words, *([] if words[0] == "get" else [dry]), as_=as_, check=False)
+        if self.what.startswith("new "):
+            content: dict[str, Any] = {}
+            self.change(content)
+            return plane.kubectl("create", dry, "-f-", stdin=json.dumps(content), as_=as_, check=False)
+        words = self.what.split()
+        content = json.loads(plane.kubectl("get", *words, "-ojson").stdout)
+        self.change(content)
+        subresource = ["--subresource=status"] if self.status else []
+        return plane.kubectl("replace", dry, *subresource, "-f-", stdin=json.dumps(content), as_=as_, check=False)
+
+
+def add_to_spec(**fields: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["spec"].update(fields)
+
+
+def set_status(**fields: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.setdefault("status", {}).update(fields)
+
+
+def put_metadata(field: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["metadata"].update({field: value})
+
+
+def shelf(node: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update(
+        apiVersion="aoe-csi.dev/v1alpha1", kind="AoEShelf", metadata={"name": "main-150"},
+        spec={"san": "main", "shelf": 150, "node": node},
+    )  # fmt: skip
+
+
+def lease(node: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update(
+        apiVersion="coordination.k8s.io/v1", kind="Lease",
+        metadata={"name": f"aoe-csi-storage-{node}", "namespace": NAMESPACE}, spec={"holderIdentity": node},
+    )  # fmt: skip
+
+
+def event(namespace: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update(
+        apiVersion="v1", kind="Event", metadata={"name": "e", "namespace": namespace},
+        # The API server wants both to be of one namespace.
+        involvedObject={"kind": "AoEVolume", "name": "mine", "namespace": namespace},
+        reason="R", message="m", type="Normal",
+    )  # fmt: skip
+
+
+def volume(content: dict[str, Any]) -> None:
+    content.update(
+        apiVersion="aoe-csi.dev/v1alpha1", kind="AoEVolume", metadata={"name": "new"},
+        spec={"size": "1Gi", "pool": "thin"},
+    )  # fmt: skip
+
+
+OWNER = {"apiVersion": "v1", "kind": "Node", "name": "storage1", "uid": "1-2-3"}
+LET_THROUGH = (
+    Attempt(what="aoevolume mine", change=set_status(phase="Ready", node="storage1"), status=True),
+    Attempt(what="aoesnapshot mine", change=set_status(ready=True), status=True),
+    Attempt(what="aoenode storage1", change=set_status(volumes=1), status=True),
+    Attempt(what="aoevolume mine", change=put_metadata("finalizers", [KEPT])),
+    Attempt(what="aoevolume mine", change=put_metadata("annotations", {"storage.aoe-csi.dev/progress": "x"})),
+    Attempt(what="new shelf", change=shelf("storage1")),
+    Attempt(what="new lease", change=lease("storage1")),
+    Attempt(what="new event", change=event("default")),
+    Attempt(what="get aoevolumes"),
+)
+REFUSED = (
+    Attempt(what="aoevolume other", change=set_status(phase="Ready"), status=True, refused="writes the status only"),
+    Attempt(what="aoesnapshot other", change=set_status(ready=True), status=True, refused="writes the status only"),
+    Attempt(what="aoevolume nowhere", change=set_status(phase="Ready"), status=True, refused="writes the status only"),
+    Attempt(what="aoenode storage2", change=set_status(volumes=1), status=True, refused="of its own name only"),
+    Attempt(what="aoenode storage1", change=add_to_spec(unschedulable=True), refused="aoe"),
+    Attempt(what="aoevolume other", change=put_metadata("finalizers", [KEPT]), refused="are placed on it"),
+    Attempt(what="aoevolume nowhere", change=add_to_spec(node="storage1"), refused="are placed on it"),
+    Attempt(what="aoevolume mine", change=add_to_spec(size="2Gi"), refused="does not change it"),
+    Attempt(what="aoevolume mine", change=add_to_spec(node="storage2"), refused="does not change it"),
+    Attempt(
+        what="aoevolume mine",
+        change=add_to_spec(
+            tickets=[{"node": "c", "nodeId": "c", "mode": "single-node-single-writer", "writable": True, "block": True}]
+        ),
+        refused="does not change it",
+    ),
+    Attempt(what="aoevolume mine", change=put_metadata("labels", {"a": "b"}), refused="changes no labels"),
+    Attempt(what="aoevolume mine", change=put_metadata("finalizers", ["a.b/c"]), refused="no finalizer but"),
+    Attempt(what="aoevolume mine", change=put_metadata("annotations", {"a": "b"}), refused="no annotations but"),
+    Attempt(what="aoevolume mine", change=put_metadata("ownerReferences", [OWNER]), refused="makes nobody the owner"),
+    Attempt(what="new shelf", change=shelf("storage2"), refused="for itself only"),
+    Attempt(what="new lease", change=lease("storage2"), refused="its own Lease only"),
+    Attempt(what="new event", change=event(NAMESPACE), refused="cannot create resource"),
+    Attempt(what="new volume", change=volume, refused="cannot create resource"),
+    Attempt(what="delete aoevolume mine", refused="cannot delete resource"),
+    Attempt(what="delete aoesnapshot mine", refused="cannot delete resource"),
+    Attempt(what="delete aoenode storage1", refused="cannot delete resource"),
+    Attempt(what="delete aoeshelf main-199", refused="cannot delete resource"),
+    Attempt(what=f"get secret -n {NAMESPACE}", refused="cannot list resource"),
+    Attempt(what="get secret -A", refused="cannot list resource"),
+    Attempt(what="get persistentvolumes", refused="cannot list resource"),
+    Attempt(what="get pods -A", refused="cannot list resource"),
+    Attempt(what="get nodes", refused="cannot list resource"),
+    Attempt(what=f"get leases -n {NAMESPACE}", refused="cannot list resource"),
+)
+
+
+def named(attempt: Attempt) -> str:
+    return f"{attempt.what}-{attempt.refused}".replace(" ", "-")
+
+
+@pytest.fixture(scope="module")
+def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The chart installed, a volume and a snapshot on each node and one on none. Returns: storage1's token's name."""
+    helm = Helm(kubeconfig=plane.kubeconfig, place=tmp_path_factory.mktemp("helm"))
+    plane.kubectl("create", "namespace", NAMESPACE)
+    helm.upgrade(values(), TAKE)
+    objects: list[dict[str, Any]] = [
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in STORAGE_NODES
+    ]
+    for name, node in (("mine", "storage1"), ("other", "storage2"), ("nowhere", None)):
+        spec: dict[str, Any] = {"size": "1Gi", "pool": "thin", **({"node": node} if node else {})}
+        head = {"apiVersion": "aoe-csi.dev/v1alpha1", "metadata": {"name": name}}
+        objects.append({**head, "kind": "AoEVolume", "spec": spec})
+        if node:
+            objects.append({**head, "kind": "AoESnapshot", "spec": {"volume": name, "node": node}})
+    claimed: dict[str, Any] = {}
+    shelf("storage1")(claimed)
+    claimed["metadata"]["name"], claimed["spec"]["shelf"] = "main-199", 199
+    objects.append(claimed)
+    # Not applied: what kubectl would note of it in an annotation is in the way of tests that write annotations.
+    plane.kubectl("create", "-f-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
+    for kind in ("aoevolumes", "aoesnapshots", "aoeshelves", "aoenodes", "nodes"):
+        plane.kubectl("delete", kind, "--all")
+    helm.run("uninstall", RELEASE)
+    plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s", timeout_s=90)
+
+
+@pytest.mark.parametrize("attempt", LET_THROUGH, ids=named)
+def test_a_storage_node_may(plane: ControlPlane, rights: str, attempt: Attempt) -> None:
+    done = attempt.make(plane, rights)
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize("attempt", REFUSED, ids=named)
+def test_a_storage_node_may_not(plane: ControlPlane, rights: str, attempt: Attempt) -> None:
+    by_admin = attempt.make(plane, "admin")
+    assert by_admin.code == 0, by_admin.stderr
+    done = attempt.make(plane, rights)
+    assert done.code != 0
+    assert attempt.refused in done.stderr
+
+
+@pytest.mark.parametrize("attempt", [one for one in LET_THROUGH if one.change and "event" not in one.what], ids=named)
+@pytest.mark.usefixtures("rights")
+def test_a_token_that_is_of_no_node_may_write_nothing(plane: ControlPlane, attempt: Attempt) -> None:
+    unbound = plane.bearer(ACCOUNT, namespace=NAMESPACE).stem
+    assert "the token does not say which node" in attempt.make(plane, unbound).stderr
