@@ -1,0 +1,230 @@
+"""A whole cluster: a lab's machines as nodes, the control plane beside them, and aoe-csi installed by its chart.
+
+Owns: what an administrator does before and around `helm install` (volume groups, labels, the snapshot API), and the
+values a lab needs. Used by tests, demonstration and benchmarks alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from aoe_lab import Lab, Topology, progress
+from aoe_lab.container_images import ensure_image, image_name
+from aoe_lab.errors import LabError
+from aoe_lab.kubernetes import kubelet
+from aoe_lab.kubernetes.containers import ensure_store
+from aoe_lab.kubernetes.control_plane import ControlPlane
+from aoe_lab.kubernetes.helm import NAMESPACE, Helm
+from aoe_lab.kubernetes.images import ensure_images, sidecar_image
+from aoe_lab.kubernetes.programs import SIDECARS as SIDECAR_PROGRAMS
+from aoe_lab.kubernetes.programs import ensure_programs, snapshot_definitions
+from aoe_lab.lab import at_once
+from aoe_lab.topology import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from aoe_lab.machine import Machine
+    from aoe_lab.process import Finished
+
+VOLUME_GROUP, THIN_POOL = "data", "thinpool"
+THIN_POOL_BYTES = 3 << 30
+MEMORY_MIB = 1536
+SIDECARS = ("provisioner", "attacher", "resizer", "snapshotter")
+READY_S = 300.0
+
+
+def own_tag() -> str:
+    """Return a tag that changes with our image's content, so that an upgrade is one."""
+    return ensure_image().parent.name.rpartition("-")[2]
+
+
+def _full_name() -> str:
+    """Return what containerd calls our image once it is imported."""
+    return f"docker.io/library/{image_name()}"
+
+
+def _tagged() -> str:
+    return f"{_full_name().rpartition(':')[0]}:{own_tag()}"
+
+
+def _helm(lab: Lab, plane: ControlPlane) -> Helm:
+    return Helm(kubeconfig=plane.kubeconfig, place=lab.directory / "helm")
+
+
+@dataclass(slots=True, kw_only=True)
+class Cluster:
+    """A running cluster; every machine of the lab is a node."""
+
+    lab: Lab
+    plane: ControlPlane
+    helm: Helm
+
+    @classmethod
+    def start(
+        cls, *, storage: int = 1, compute: int = 1, sans: tuple[str, ...] = ("main",), name: str = "cluster"
+    ) -> Self:
+        """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
+        store = ensure_store({**ensure_images(), image_name(): ensure_image()}, {_tagged(): _full_name()})
+        kubelet_program = ensure_programs()["kubelet"]
+        topology = Topology(storage=storage, compute=compute, sans=sans, memory_mib=MEMORY_MIB)
+        lab = Lab.start(topology, name=name, binaries=(kubelet_program, store))
+        try:
+            plane = ControlPlane.start(lab)
+            cluster = cls(lab=lab, plane=plane, helm=_helm(lab, plane))
+            with progress.step(f"joining {len(lab.machines)} nodes"):
+                at_once(lambda machine: kubelet.join(machine, plane), lab.machines)
+            for machine in cluster.storage_machines:
+                cluster.prepare_storage(machine)
+            plane.kubectl("apply", "--server-side", "-f", snapshot_definitions())
+            plane.start_beside("snapshot-controller", ensure_programs((SIDECAR_PROGRAMS,))["snapshot-controller"])
+            plane.kubectl("create", "namespace", NAMESPACE)
+        except BaseException:
+            lab.stop()
+            raise
+        return cluster
+
+    @classmethod
+    def attach(cls, name: str = "cluster") -> Self:
+        """Return a running cluster; it goes on after us. Raises: LabError when there is none."""
+        lab = Lab.attach(name)
+        plane = ControlPlane.attach(lab)
+        return cls(lab=lab, plane=plane, helm=_helm(lab, plane))
+
+    @property
+    def storage_machines(self) -> tuple[Machine, ...]:
+        """The machines with disks."""
+        return tuple(machine for machine in self.lab.machines if machine.spec.role is Role.STORAGE)
+
+    @property
+    def compute_machines(self) -> tuple[Machine, ...]:
+        """The machines without."""
+        return tuple(machine for machine in self.lab.machines if machine.spec.role is Role.COMPUTE)
+
+    def prepare_storage(self, machine: Machine) -> None:
+        """Give a machine its volume group and thin pool, and its node the label."""
+        machine.run(f"vgs {VOLUME_GROUP} >/dev/null 2>&1 || vgcreate -qq {VOLUME_GROUP} /dev/disk/by-id/virtio-data0")
+        made = f"lvcreate -qq -y --type thin-pool -L {THIN_POOL_BYTES}b -n {THIN_POOL} {VOLUME_GROUP}"
+        machine.run(f"lvs {VOLUME_GROUP}/{THIN_POOL} >/dev/null 2>&1 || {made}")
+        self.plane.kubectl("label", "node", machine.name, "aoe-csi.dev/storage=true", "--overwrite")
+
+    def values(self) -> dict[str, Any]:
+        """Return the chart's values for this lab."""
+        sans = self.lab.topology.sans
+        return {
+            "log": {"format": "json"},
+            "image": {"tag": own_tag()},
+            "sans": [{"name": san, "interfaces": [self.lab.machines[0].san_interface(san)]} for san in sans],
+            # Tests do not wait ten minutes; a storage machine of the lab is back within one.
+            "initiator": {"deadSeconds": 120},
+            "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
+            "cluster": {"nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
+            "storageNodes": [
+                {
+                    "name": machine.name,
+                    "restSeconds": 121,
+                    "pools": [
+                        {"name": "thick", "volumeGroup": VOLUME_GROUP},
+                        {"name": "thin", "volumeGroup": VOLUME_GROUP, "thinPool": THIN_POOL},
+                    ],
+                    "sans": [
+                        {
+                            "name": san,
+                            "interface": machine.san_interface(san),
+                            "shelves": [{"first": 100 * number, "last": 100 * number + 99}],
+                        }
+                        for number, san in enumerate(sans, 1)
+                    ],
+                }
+                for machine in self.storage_machines
+            ],
+            "storageClasses": [
+                {"name": "thin", "pool": "thin", "default": True},
+                {"name": "thin-xfs", "pool": "thin", "fsType": "xfs"},
+                {"name": "thick", "pool": "thick"},
+                {"name": "at-once", "pool": "thick", "volumeBindingMode": "Immediate"},
+            ],
+            "sidecars": {
+                name: {"image": dict(zip(("repository", "tag"), sidecar_image(f"csi-{name}").split(":"), strict=True))}
+                for name in SIDECARS
+            },
+        }
+
+    def install(self, **changed: Any) -> Finished:
+        """`helm upgrade --install` the chart and the image of this checkout; `changed` go over the lab's values."""
+        self.push_image()
+        return self.helm.upgrade(self.values() | changed)
+
+    def push_image(self) -> None:
+        """Bring our image as the checkout has it now to every machine that has not got it."""
+        archive, tagged = ensure_image(), _tagged()
+        images = ("ctr", "-n", "k8s.io", "images")
+
+        def push(machine: Machine) -> None:
+            if tagged in machine.run([*images, "list", "-q"]).stdout.split():
+                return
+            machine.copy_to(archive, "/var/tmp/aoe-csi.tar")
+            machine.run([*images, "import", "/var/tmp/aoe-csi.tar"], timeout_s=600)
+            machine.run([*images, "tag", "--force", _full_name(), tagged])
+            machine.run(["rm", "/var/tmp/aoe-csi.tar"])
+
+        with progress.step("bringing our image to the machines"):
+            at_once(push, self.lab.machines)
+
+    def await_ready(self) -> None:
+        """Wait until every pod of ours is Ready and every node has registered the driver.
+
+        Raises: LabError with what is not.
+        """
+        self.await_(self._everything_stands, "aoe-csi to be ready")
+
+    def await_(self, answer: Callable[[], str | None], what: str, timeout_s: float = READY_S) -> None:
+        """Wait until `answer` returns None. Raises: LabError with what it returned last."""
+        deadline = time.monotonic() + timeout_s
+        with progress.step(f"waiting for {what}"):
+            while (missing := answer()) is not None:
+                if time.monotonic() > deadline:
+                    raise LabError(f"waited {timeout_s:g} s in vain for {what}: {missing}\n{self.describe()}")
+                time.sleep(1)
+
+    def describe(self) -> str:
+        """Return what one would look at first."""
+        looked = [
+            self.plane.kubectl("get", "pods", "--all-namespaces", "-o", "wide", check=False).stdout,
+            self.plane.kubectl("get", "aoenodes,aoevolumes,pvc,volumeattachments", "-A", check=False).stdout,
+            self.plane.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False).stdout[-6000:],
+        ]
+        return "\n".join(looked)
+
+    def _everything_stands(self) -> str | None:
+        pods = json.loads(self.plane.kubectl("get", "pods", f"--namespace={NAMESPACE}", "-o", "json").stdout)["items"]
+        expected = 2 + len(self.lab.machines) + len(self.storage_machines)
+        if len(pods) < expected:
+            return f"{len(pods)} of {expected} pods are there"
+        for pod in pods:
+            states = pod["status"].get("containerStatuses", [])
+            if not states or not all(state["ready"] for state in states):
+                return f"pod {pod['metadata']['name']} is not ready"
+        nodes = json.loads(self.plane.kubectl("get", "csinodes", "-o", "json").stdout)["items"]
+        for node in nodes:
+            drivers = [driver["name"] for driver in node["spec"].get("drivers") or ()]
+            if "aoe-csi.dev" not in drivers:
+                return f"node {node['metadata']['name']} has not registered the driver"
+        return None
+
+    def stop(self) -> None:
+        """End it all."""
+        self.plane.stop()
+        self.lab.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

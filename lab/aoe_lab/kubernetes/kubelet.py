@@ -1,0 +1,139 @@
+"""A machine of the lab as a node: containerd, its network, kubelet.
+
+Owns: what a machine is given to join, as files and units of its own, so that it comes back by itself after a reboot.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aoe_lab.errors import LabError
+from aoe_lab.kubernetes.containers import ARCHIVE, DIRECTORY
+from aoe_lab.kubernetes.control_plane import PORT, SERVICE_ADDRESS
+from aoe_lab.kubernetes.images import SANDBOX
+from aoe_lab.tools_disk import MOUNTED_AT
+from aoe_lab.topology import GATEWAY
+
+if TYPE_CHECKING:
+    from aoe_lab.kubernetes.control_plane import ControlPlane
+    from aoe_lab.machine import Machine
+
+READY_S = 180.0
+_POD_NETWORK = "10.244"
+_CONTAINERD = """
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{sandbox}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+"""
+_CNI = """
+{{"cniVersion": "0.4.0", "name": "lab", "plugins": [{{
+  "type": "bridge", "bridge": "pods", "isGateway": true, "mtu": 1500,
+  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}.0/24"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}
+"""
+# What kube-proxy would do for the one service that there is, and a way back for what pods send.
+_RULES = f"""
+table ip lab-pods
+flush table ip lab-pods
+table ip lab-pods {{
+  chain forward {{
+    type nat hook prerouting priority -100;
+    ip daddr {SERVICE_ADDRESS} tcp dport 443 dnat to {GATEWAY}:{PORT}
+  }}
+  chain out {{
+    type nat hook output priority -100;
+    ip daddr {SERVICE_ADDRESS} tcp dport 443 dnat to {GATEWAY}:{PORT}
+  }}
+  chain leave {{
+    type nat hook postrouting priority 100;
+    oifname "eth0" ip saddr {_POD_NETWORK}.0.0/16 masquerade
+  }}
+}}
+"""
+_KUBELET = """
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: /etc/kubernetes/ca.crt}}
+authorization: {mode: Webhook}
+tlsCertFile: /etc/kubernetes/node.crt
+tlsPrivateKeyFile: /etc/kubernetes/node.key
+cgroupDriver: systemd
+failSwapOn: false
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+registerNode: true
+# Nobody serves names here; without it each pod would be warned of.
+clusterDNS: [192.0.2.1]
+evictionHard: {}
+# The images were brought by hand; nobody could bring them again.
+imageMinimumGCAge: 87600h
+"""
+_UNITS = {
+    "lab-pods.service": f"""
+[Unit]
+Before=kubelet.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=modprobe -a overlay br_netfilter
+ExecStart=nft -f /etc/kubernetes/pods.nft
+ExecStart=sysctl -qw net.ipv4.ip_forward=1
+ExecStart=ip route replace default via {GATEWAY}
+[Install]
+WantedBy=multi-user.target
+""",
+    "kubelet.service": f"""
+[Unit]
+After=containerd.service lab-pods.service
+Wants=containerd.service lab-pods.service
+[Service]
+ExecStart={MOUNTED_AT}/bin/kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \\
+    --hostname-override=%H --node-ip=@ADDRESS@
+Restart=always
+RestartSec=2
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+
+def join(machine: Machine, plane: ControlPlane) -> None:
+    """Make a machine a node and wait until it is Ready. Its tools disk has kubelet and the archive of the images.
+
+    Raises: LabError with kubelet's log.
+    """
+    name, address = machine.name, machine.spec.address
+    plane.authority.issue(
+        f"node-{name}", user=f"system:node:{name}", group="system:nodes", hosts=(f"IP:{address}", f"DNS:{name}")
+    )
+    kubeconfig = plane.authority.kubeconfig(f"node-{name}", f"https://{GATEWAY}:{PORT}")
+    files = {
+        "/etc/kubernetes/ca.crt": plane.authority.certificate.read_text(),
+        "/etc/kubernetes/node.crt": (plane.directory / f"node-{name}.crt").read_text(),
+        "/etc/kubernetes/node.key": (plane.directory / f"node-{name}.key").read_text(),
+        "/etc/kubernetes/kubelet.conf": kubeconfig.read_text(),
+        "/etc/kubernetes/kubelet.yaml": _KUBELET,
+        "/etc/kubernetes/pods.nft": _RULES,
+        "/etc/containerd/config.toml": _CONTAINERD.format(sandbox=SANDBOX),
+        "/etc/cni/net.d/10-lab.conflist": _CNI.format(subnet=f"{_POD_NETWORK}.{machine.spec.octet}"),
+        **{f"/etc/systemd/system/{unit}": text.replace("@ADDRESS@", address) for unit, text in _UNITS.items()},
+    }
+    machine.run("mkdir -p /etc/kubernetes /etc/containerd /etc/cni/net.d /opt/cni /var/lib/kubelet")
+    for path, text in files.items():
+        machine.run(f"umask 077; cat > {path}", stdin=text)
+    machine.run(f"mkdir -p {DIRECTORY} && tar -xf {MOUNTED_AT}/bin/{ARCHIVE} -C {DIRECTORY}", timeout_s=300)
+    machine.run("systemctl daemon-reload; systemctl enable -q --now containerd lab-pods kubelet", timeout_s=300)
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if "True" in plane.kubectl(
+            "get", "node", name, "--output=jsonpath={.status.conditions[?(@.type=='Ready')].status}", check=False
+        ).stdout:  # fmt: skip
+            return
+        time.sleep(0.5)
+    log = machine.run("journalctl --no-pager -o cat -n 60 -u kubelet -u containerd", check=False).stdout
+    raise LabError(f"node {name} is not Ready after {READY_S:g} s; the end of its log:\n{log}")

@@ -1,0 +1,41 @@
+"""A real cluster with real kubelets; every test below this folder is marked `lab`.
+
+A session starts its own, or uses the running one that AOE_LAB_CLUSTER names.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.lab import default_name
+
+from .claims import Claims
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of one storage and two compute machines, with aoe-csi installed by its chart."""
+    if running := os.environ.get("AOE_LAB_CLUSTER"):
+        attached = Cluster.attach(running)
+        attached.lab.heal()
+        yield attached
+        return
+    with Cluster.start(storage=1, compute=2, name=f"{default_name()}-pods") as started:
+        started.install()
+        started.await_ready()
+        yield started
+
+
+@pytest.fixture
+def claims(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Claims]:
+    """A namespace of the test's own; when the test has ended, it and all its volumes are gone, on the hosts too."""
+    name = request.node.name.removeprefix("test_").split("[")[0].replace("_", "-")[:50].strip("-")
+    with Claims(cluster, name) as made:
+        yield made
