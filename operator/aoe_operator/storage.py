@@ -168,9 +168,13 @@ class StorageRole:
         if volume.spec.node != self._node or volume.status.node not in (None, self._node):
             self._settled.pop(name, None)
             return None
+        ending = volume.metadata.deletion_timestamp is not None
+        if ending and FINALIZER not in volume.metadata.finalizers:
+            # Ended here already, and forgotten: to note it again would hold back a later one of its uid.
+            return None
         if (again_s := self._await_present(volume)) is not None:
             return again_s
-        if volume.metadata.deletion_timestamp is not None:
+        if ending:
             # kopf goes on with it until it is gone.
             self._settled.pop(name, None)
             return self._end_volume(volume)
@@ -348,8 +352,6 @@ class StorageRole:
 
     def _end_volume(self, volume: AoEVolume) -> float | None:
         """Delete what is to go; the finalizer goes only when LVM has let go of the name."""
-        if FINALIZER not in volume.metadata.finalizers:
-            return None
         volume_id = VolumeId(volume.metadata.name)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
         try:

@@ -406,7 +406,7 @@ def check_that_nothing_was_taken_back(
         return said.message if said else None
 
     why = store.await_(AoEVolume, V, told, timeout_s=120)
-    assert why is not None
+    assert why is not None, (store.get(AoEVolume, V), machines.engine.list_volumes())
     held = store.get(AoEVolume, V)
     assert [ticket.node for ticket in held.spec.tickets] == [first.name]
     assert [grant.node for grant in machines.engine.get_volume(V).grants] == [second.name]
@@ -415,7 +415,7 @@ def check_that_nothing_was_taken_back(
     lost = store.await_(
         AoEVolume, "gone", lambda one: one if one and one.status.phase == "Lost" else None, timeout_s=120
     )
-    assert lost is not None
+    assert lost is not None, (store.get(AoEVolume, "gone"), machines.engine.list_volumes())
     assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
     assert machines.engine.get_volume(VolumeId("since")).volume.size_bytes == 64 * MIB
     deadline = time.monotonic() + 60
@@ -427,7 +427,7 @@ def check_that_nothing_was_taken_back(
     grown = store.await_(
         AoEVolume, V, lambda one: one if one and one.status.size == "1Gi" and not told(one) else None, timeout_s=120
     )
-    assert grown is not None
+    assert grown is not None, store.get(AoEVolume, V)
     assert [grant.node for grant in machines.engine.get_volume(V).grants] == [first.name]
 
 

@@ -75,20 +75,7 @@ class ControlPlane:
             plane._start_etcd()
             plane._start_apiserver()
             plane._await("kube-apiserver", "/readyz")
-            inside = f"https://{GATEWAY}:{PORT}"
-            plane._start(
-                "kube-controller-manager",
-                f"--kubeconfig={authority.kubeconfig('controller-manager', inside)}",
-                f"--service-account-private-key-file={directory / 'sa.key'}",
-                f"--root-ca-file={authority.certificate}",
-                f"--cluster-signing-cert-file={authority.certificate}",
-                f"--cluster-signing-key-file={authority.key}",
-                "--use-service-account-credentials",
-                "--leader-elect=false",
-            )
-            plane._start(
-                "kube-scheduler", f"--kubeconfig={authority.kubeconfig('scheduler', inside)}", "--leader-elect=false"
-            )
+            plane._start_controllers()
         return plane
 
     @classmethod
@@ -161,7 +148,8 @@ class ControlPlane:
         self._without_etcd(put_back)
 
     def _without_etcd(self, act: Callable[[], object]) -> None:
-        for name in ("kube-apiserver", "etcd"):
+        # The controllers too: some end by themselves when their API server goes, the others would remember a future.
+        for name in ("kube-scheduler", "kube-controller-manager", "kube-apiserver", "etcd"):
             process.kill(self._pids(name))
             if (child := self.children.pop(name, None)) is not None:
                 child.wait()
@@ -169,6 +157,7 @@ class ControlPlane:
         self._start_etcd()
         self._start_apiserver()
         self._await("kube-apiserver", "/readyz")
+        self._start_controllers()
 
     @property
     def _etcd_data(self) -> Path:
@@ -249,6 +238,22 @@ class ControlPlane:
             "--kubelet-preferred-address-types=InternalIP",
         )
 
+    def _start_controllers(self) -> None:
+        inside = f"https://{GATEWAY}:{PORT}"
+        self._start(
+            "kube-controller-manager",
+            f"--kubeconfig={self.authority.kubeconfig('controller-manager', inside)}",
+            f"--service-account-private-key-file={self.directory / 'sa.key'}",
+            f"--root-ca-file={self.authority.certificate}",
+            f"--cluster-signing-cert-file={self.authority.certificate}",
+            f"--cluster-signing-key-file={self.authority.key}",
+            "--use-service-account-credentials",
+            "--leader-elect=false",
+        )
+        self._start(
+            "kube-scheduler", f"--kubeconfig={self.authority.kubeconfig('scheduler', inside)}", "--leader-elect=false"
+        )
+
     def _start(self, name: str, *words: str) -> None:
         self.children[name] = process.start(
             [*self.lab.network.enter, self.programs[name], *words], output=self.directory / f"{name}.log"
@@ -257,7 +262,7 @@ class ControlPlane:
     def _await(self, name: str, path: str) -> None:
         deadline = time.monotonic() + READY_S
         while (answer := self._asked(path)) is not None:
-            ended = [child for child, started in self.children.items() if started.poll() is not None]
+            ended = [one for one in ("etcd", name) if one in self.children and self.children[one].poll() is not None]
             if ended or time.monotonic() > deadline:
                 culprit = ended[0] if ended else name
                 log = (self.directory / f"{culprit}.log").read_text(errors="replace")[-2000:]
