@@ -15,6 +15,7 @@ from pathlib import Path
 from aoe_core.errors import AoECsiError, CommandFailed
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Runner
+from aoe_core.host.files import replace_durably, sync_directory
 from aoe_core.host.ingress import boot_ruleset, interfaces_in
 from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.lvm import HostLvm
@@ -101,6 +102,8 @@ def prepare(
             done.append(f"enable {unit}")
             if not check:
                 _run(runner, ["systemctl", "enable", "--quiet", unit])
+    if not check:
+        _make_durable({Path(file.path).parent for file in wanted(settings, others)})
     if runner.run(["systemctl", "is-active", "--quiet", units[0]], timeout_s=30).code != 0:
         done.append(f"start {units[0]}")
         if not check:
@@ -189,14 +192,24 @@ def _write(file: HostFile) -> None:
     path = Path(file.path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(file.text, encoding="utf-8")
-        temporary.chmod(file.mode)
-        temporary.rename(path)
+        replace_durably(path, file.text, file.mode)
     except OSError as error:
         raise CommandFailed(
             f"{file.path} cannot be written ({error.strerror}); run this as root on the host"
         ) from error
+
+
+def _make_durable(directories: set[Path]) -> None:
+    """Also what systemctl links, and what a process made that died before it could see to it.
+
+    A storage machine that loses power a minute after it was prepared must know its exports when it comes back.
+    """
+    wants = Path(_UNITS) / "multi-user.target.wants"
+    try:
+        for directory in sorted({*directories, wants} | {one.parent for one in (*directories, wants)}):
+            sync_directory(directory)
+    except OSError as error:
+        raise CommandFailed(f"{error.filename} cannot be made durable ({error.strerror}); look at its disk") from error
 
 
 def _run(runner: Runner, argv: list[str]) -> None:

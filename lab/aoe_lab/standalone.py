@@ -178,14 +178,12 @@ class Standalone:
         if machine.name == THIN_STORAGE:
             thin_pool = f"lvcreate -qq -y --type thin-pool -L {THIN_POOL_BYTES}b -n thinpool {VOLUME_GROUP}"
             machine.run(f"lvs {VOLUME_GROUP}/thinpool >/dev/null 2>&1 || {thin_pool}")
+        # What is ours is as good as on disk; what an administrator writes is not, and a power cut may follow at once.
+        machine.run(f"sync /etc/aoe-csi/config.toml /etc/systemd/system/{endpoint.unit}.service")
         machine.run(["aoe-csi", "prepare-host"], timeout_s=180)
-        machine.run(
-            [
-                "sh",
-                "-c",
-                f"systemctl daemon-reload; systemctl enable -q {endpoint.unit}; systemctl restart {endpoint.unit}",
-            ]
-        )
+        machine.run("systemctl daemon-reload")
+        machine.run(f"systemctl enable -q {endpoint.unit} && sync /etc/systemd/system/multi-user.target.wants")
+        machine.run(f"systemctl restart {endpoint.unit}")
 
     def endpoints(self) -> Iterator[Endpoint]:
         """Return every server, storage first."""

@@ -52,18 +52,12 @@ class DurableFiles:
         """Write a record durably. Raises: CommandFailed when the disk refuses; the old record then stands."""
         if not _NAME.fullmatch(name):
             raise CommandFailed(f"{name!r} cannot be a record's file name")
-        temporary = self._directory / f".{name}.new"
         try:
             with self._lock:
                 if not self._directory.exists():
                     self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    _sync(self._directory.parent)
-                with temporary.open("w", encoding="utf-8") as handle:
-                    handle.write(text)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                temporary.rename(self._directory / name)
-                self._sync_directory()
+                    sync_directory(self._directory.parent)
+                replace_durably(self._directory / name, text)
         except OSError as error:
             raise CommandFailed(
                 f"{self._directory / name} cannot be written ({error.strerror}); look at its disk"
@@ -82,10 +76,24 @@ class DurableFiles:
             ) from error
 
     def _sync_directory(self) -> None:
-        _sync(self._directory)
+        sync_directory(self._directory)
 
 
-def _sync(directory: Path) -> None:
+def replace_durably(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file whose directory exists: at every moment, also after a power cut, it is the old one or the new one,
+    and once this has returned it is the new one. Raises: OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as handle:
+        os.fchmod(handle.fileno(), mode)
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make durable which names a directory has. Raises: OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

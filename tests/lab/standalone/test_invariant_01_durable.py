@@ -55,6 +55,25 @@ def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> str:
     return f"{cuts} power cuts, {total} acknowledged writes of 4 KiB, none lost"
 
 
+def test_a_host_that_was_prepared_stays_prepared_by_a_power_cut(cluster: Standalone, evidence: Evidence) -> None:
+    """Without its units no export would come back. Control: a file that nobody has flushed is gone or empty."""
+    storage = cluster.storage["storage1"]
+    units, programs = "/etc/systemd/system/aoe-csi-ex*", "/usr/local/lib/aoe-csi"
+    storage.machine.run(f"rm -r {units} /etc/systemd/system/*.wants/aoe-csi-ex* {programs}; sync")
+    storage.machine.run("echo unflushed > /root/control")
+    storage.machine.run(["aoe-csi", "prepare-host"])
+    storage.machine.power_cut()
+    storage.machine.boot()
+    storage.machine.wait_ready()
+    assert not storage.machine.run("cat /root/control 2>/dev/null || true").stdout
+    assert not storage.machine.run(f"find {units} {programs} -empty").stdout
+    finished = storage.machine.run(["aoe-csi", "prepare-host", "--check"], check=False)
+    assert finished.code == 0, finished.stdout
+    assert storage.machine.run("systemctl is-enabled aoe-csi-exports.service").stdout == "enabled\n"
+    storage.connect()
+    evidence("units and programs written, power cut at once: all there; a file not flushed beside them is not")
+
+
 def test_control_plain_vblade_loses_acknowledged_writes(
     cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
 ) -> None:
