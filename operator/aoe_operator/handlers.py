@@ -123,8 +123,10 @@ def cluster(role: ClusterRole) -> Handlers:
     """Return the handlers of the cluster role."""
     registry = _registry()
     volumes = functools.partial(_call, "placement", role.place)
+    nodes = functools.partial(_call, "aoenodes", role.decommission)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
         on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=_is_unplaced)(volumes)
+        on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
     return Handlers(role="cluster", finalizer=_CLUSTER_FINALIZER, registry=registry)
 
 
@@ -174,6 +176,10 @@ def _call(kind: str, reconcile: Reconcile, *, name: str, **_: Any) -> None:
 
 def _is_unplaced(*, spec: Mapping[str, Any], status: Mapping[str, Any], **_: Any) -> bool:
     return not spec.get("node") or not status.get("node")
+
+
+def _is_decommissioned(*, spec: Mapping[str, Any], **_: Any) -> bool:
+    return bool(spec.get("decommissioned"))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

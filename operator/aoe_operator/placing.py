@@ -1,4 +1,5 @@
-"""The cluster role: decides where a new volume goes, and decides anew while nobody has accepted it."""
+"""The cluster role: decides where a new volume goes, and decides anew while nobody has accepted it; and
+gives up what was on a node that is gone for good."""
 
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from aoe_core.resources.leases import Liveness
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
+from aoe_operator import decommission
 
 _UNPLACED_S = 2.0
 _UNACCEPTED_S = 10.0
@@ -64,6 +66,16 @@ class ClusterRole:
         )
         self._store.update_status(replace(node, status=replace(node.status, conditions=said)))
         events.post_change(self._events, node, said)
+
+    def decommission(self, name: str) -> float | None:
+        """Give up what is on a decommissioned node. Returns: when to look again, None when there is nothing to do."""
+        try:
+            node = self._store.get(AoENode, name)
+        except NotFound:
+            return None
+        if not node.spec.decommissioned:
+            return None
+        return decommission.give_up(self._store, self._events, node, self._told, self._now_s())
 
     def place(self, name: str) -> float | None:
         """Place one volume. Returns: when to look again, None once its storage node has accepted it."""

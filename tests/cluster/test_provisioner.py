@@ -431,6 +431,53 @@ def check_that_nothing_was_taken_back(
     assert [grant.node for grant in machines.engine.get_volume(V).grants] == [first.name]
 
 
+def test_a_decommissioned_node_is_given_up_once_it_is_silent(
+    provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles
+) -> None:
+    """What was on it counts as lost and can be deleted; on the host nothing is touched, should it come back."""
+    store, first = roles.store, machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    provisioner.create_snapshot(SnapshotId("taken"), V)
+    provisioner.publish(V, first, WRITER, read_only=False, block=True)
+    roles.end()
+    clean.kubectl("patch", "aoenode", "storage1", "--type=merge", '-p={"spec":{"decommissioned":true}}')
+    role = ClusterRole(store, frozenset, _Deaf())
+    for liveness, why in (
+        (Liveness(), "nothing is known yet"),
+        (Liveness(live=frozenset({"storage1"})), "nothing is given up while it lives"),
+    ):
+        role.tell_liveness(liveness)
+        assert role.decommission("storage1") is not None
+        said = find(store.get(AoENode, "storage1").status.conditions, "Decommissioned")
+        assert said is not None
+        assert (said.status, why in said.message) == ("False", True)
+        assert provisioner.get_volume(V).grants
+
+    role.tell_liveness(Liveness(dead=frozenset({"storage1"})))
+    stop = threading.Event()
+    kopf = _operator(handlers.cluster(role), stop)
+    kopf.start()
+    try:
+        lost = store.await_(AoEVolume, V, lambda one: one if one and one.status.phase == "Lost" else None, timeout_s=60)
+        assert lost is not None
+        with pytest.raises(NoSpace, match="decommissioned"):
+            provisioner.publish(V, first, WRITER, read_only=False, block=True)
+        provisioner.unpublish(V, first.name)
+        provisioner.delete_snapshot(SnapshotId("taken"))
+        provisioner.delete_volume(V)
+        told = store.await_(AoENode, "storage1", _nothing_left, timeout_s=60)
+        assert told is not None
+    finally:
+        stop.set()
+        kopf.join()
+    assert machines.engine.get_volume(V).grants
+
+
+def _nothing_left(node: AoENode | None) -> str | None:
+    said = find(node.status.conditions, "Decommissioned") if node else None
+    return said.message if said and said.message.startswith("nothing of it is left") else None
+
+
 def orphans(store: KubernetesStore) -> set[str]:
     return {one.name for node in store.list(AoENode) for one in node.status.orphans}
 

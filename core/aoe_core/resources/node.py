@@ -79,8 +79,8 @@ class AoENodeSpec(Fields, frozen=True, kw_only=True):
     decommissioned: Annotated[
         bool,
         Meta(
-            description="The node is gone for good and its disks with it: its volumes count as lost, may be deleted,"
-            " and its claims are given up. There is no way back."
+            description="The node is gone for good and its disks with it: once it is silent, its volumes count as"
+            " lost and may be deleted. Its shelves stay claimed. There is no way back."
         ),
     ] = False
     exporter: Annotated[
