@@ -7,6 +7,7 @@ the same generation, is not followed until a person says so.
 """
 
 import hashlib
+import threading
 
 import msgspec
 
@@ -38,6 +39,7 @@ class Seen:
 
     def __init__(self, files: RecordFiles) -> None:
         self._files = files
+        self._guard = threading.Lock()
         self._known: dict[str, Record] | None = None
         self._damaged: dict[str, str] = {}
 
@@ -70,14 +72,17 @@ class Seen:
             self._records().pop(name, None)
 
     def _records(self) -> dict[str, Record]:
-        if self._known is None:
-            self._known = {}
-            for name, text in self._files.read_all().items():
-                try:
-                    self._known[name] = _DECODER.decode(text)
-                except msgspec.DecodeError as error:
-                    self._damaged[name] = str(error)
-        return self._known
+        # Many volumes are looked at at once when a process starts: none may take what is not read yet for never seen.
+        with self._guard:
+            if self._known is None:
+                known = {}
+                for name, text in self._files.read_all().items():
+                    try:
+                        known[name] = _DECODER.decode(text)
+                    except msgspec.DecodeError as error:
+                        self._damaged[name] = str(error)
+                self._known = known
+            return self._known
 
 
 def plan(before: Record | None, volume: AoEVolume) -> Record:

@@ -1,5 +1,9 @@
 """What a storage node does about a spec that is older than one it has seen."""
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,38 @@ def test_a_damaged_record_holds_its_own_volume_alone(tmp_path: Path) -> None:
         seen(tmp_path).require_current(volume(4))
     other = AoEVolume(metadata=ObjectMeta(name="w", uid="w", generation=1), spec=volume(4).spec)
     seen(tmp_path).require_current(other)
+
+
+class Slow(DurableFiles):
+    """Files whose first reader is held up until others have come."""
+
+    def __init__(self, directory: Path, crowd: threading.Barrier) -> None:
+        super().__init__(directory)
+        self._crowd = crowd
+
+    def read_all(self) -> dict[str, str]:
+        # Nobody else gets here while it is read, so nobody else comes to the barrier, and it breaks.
+        with suppress(threading.BrokenBarrierError):
+            self._crowd.wait(0.5)
+        return super().read_all()
+
+
+def test_who_comes_while_the_records_are_read_waits_for_them(tmp_path: Path) -> None:
+    seen(tmp_path).require_current(volume(4, size="2Gi"))
+    crowd = threading.Barrier(2)
+    fresh = Seen(Slow(tmp_path, crowd))
+
+    def is_held(_: int) -> bool:
+        try:
+            fresh.require_current(volume(3))
+        except Conflict:
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_held, range(8)))
+    assert seen_generation(tmp_path) == 4
+
+
+def seen_generation(place: Path) -> int:
+    return int(json.loads(DurableFiles(place).read_all()["v"])["generation"])
