@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from aoe_core import preparation
 from aoe_core.errors import AoECsiError
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.runner import HostRunner
-from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesStore
+from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import Liveness, LiveNodes
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import open_engine
 from aoe_operator import handlers, metrics
 from aoe_operator.placing import ClusterRole
+from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
 from aoe_operator.storage_process import StorageProcess, card_status, find_lacks
 
@@ -107,8 +109,13 @@ def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
     live = LiveNodes(KubernetesLeases(options.kubeconfig, options.namespace))
     role = ClusterRole(store, live, events)
 
+    compute = Registrations(
+        store, KubernetesRegistrations(options.kubeconfig, options.namespace), lambda: int(time.time())
+    )
+
     def tell(seen: Liveness) -> None:
         metrics.show_liveness(seen)
+        compute.look_sometimes()
         role.tell_liveness(seen)
 
     watching = live.watch(stop, tell)

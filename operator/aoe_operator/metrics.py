@@ -1,5 +1,7 @@
 """Prometheus metrics of the operator's roles; docs/metrics.md lists them, and the chart's alerts ask for them."""
 
+from collections.abc import Set as AbstractSet
+
 import prometheus_client
 from prometheus_client import Gauge, Histogram
 
@@ -19,6 +21,7 @@ RECONCILED = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
 _LIVE = Gauge("aoe_csi_storage_node_live", "Whether a storage node that has a Lease renews it.", ("node",))
+_UNREGISTERED = Gauge("aoe_csi_node_unregistered", "Compute nodes whose node server has not registered.", ("node",))
 HEARTBEAT = Gauge("aoe_csi_heartbeat_timestamp_seconds", "When this storage node last renewed its Lease.")
 
 _READY = Gauge("aoe_csi_storage_ready", "Whether volumes can be placed here.")
@@ -49,6 +52,13 @@ def show_liveness(seen: Liveness) -> None:
     _LIVE.clear()
     for node in seen.live | seen.dead:
         _LIVE.labels(node).set(node in seen.live)
+
+
+def show_unregistered(nodes: AbstractSet[str]) -> None:
+    """Set which compute nodes have a node server that has not registered."""
+    _UNREGISTERED.clear()
+    for node in nodes:
+        _UNREGISTERED.labels(node).set(1)
 
 
 def show_inspection(inspection: Inspection) -> None:

@@ -462,6 +462,16 @@ class StorageRole:
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
         except AoECsiError as error:
             log.warning("snapshot waits", extra={"snapshot": snapshot.metadata.name, "error": str(error)})
+            said = conditions.put_error(
+                snapshot.status.conditions,
+                "Deleted",
+                error,
+                generation=snapshot.metadata.generation,
+                now_s=self._now_s(),
+            )
+            if said != snapshot.status.conditions:
+                self._store.update_status(replace(snapshot, status=replace(snapshot.status, conditions=said)))
+                events.post_change(self._events, snapshot, said)
             return _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
         kept = tuple(one for one in snapshot.metadata.finalizers if one != FINALIZER)
         self._store.update(replace(snapshot, metadata=replace(snapshot.metadata, finalizers=kept)))

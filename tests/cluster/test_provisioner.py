@@ -21,6 +21,7 @@ from aoe_core.model import (
     AccessMode,
     Address,
     FromSnapshot,
+    Mac,
     NodeIdentity,
     PoolName,
     SanName,
@@ -32,7 +33,7 @@ from aoe_core.model import (
 from aoe_core.resources.conditions import find
 from aoe_core.resources.events import Event, Events, Subject
 from aoe_core.resources.fields import ObjectMeta
-from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesStore
+from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
 from aoe_core.resources.provisioner import ClusterProvisioner
@@ -45,6 +46,7 @@ from aoe_core.volumes.engine import Engine
 from aoe_lab.kubernetes.control_plane import ControlPlane
 from aoe_operator import handlers
 from aoe_operator.placing import ClusterRole
+from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
 from aoe_operator.storage import StorageRole
 from aoe_operator.storage_process import StorageProcess
@@ -476,6 +478,35 @@ def test_a_decommissioned_node_is_given_up_once_it_is_silent(
 def _nothing_left(node: AoENode | None) -> str | None:
     said = find(node.status.conditions, "Decommissioned") if node else None
     return said.message if said and said.message.startswith("nothing of it is left") else None
+
+
+def test_a_ticket_follows_its_node_to_another_card(
+    provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles
+) -> None:
+    """As kubelet registers the node anew after it came back with another card, its volumes still attached."""
+    first = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    before = provisioner.publish(V, first, WRITER, read_only=False, block=True)
+    now = dataclasses.replace(first, macs=((SAN, (Mac("52:54:00:00:01:99"),)),))
+    registered = {
+        "apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": first.name},
+        "spec": {"drivers": [{"name": "aoe-csi.dev", "nodeID": str(now), "topologyKeys": []}]},
+    }  # fmt: skip
+    clean.kubectl("create", "-f-", stdin=json.dumps(registered))
+    registrations = KubernetesRegistrations(clean.kubeconfig, "default")
+    try:
+        Registrations(roles.store, registrations, lambda: int(time.time())).look()
+    finally:
+        registrations.close()
+        clean.kubectl("delete", "csinode", first.name)
+
+    def served(volume: AoEVolume | None) -> str | None:
+        grants = volume.status.grants if volume else ()
+        return grants[0].address if grants and grants[0].node_id == str(now) else None
+
+    assert roles.store.await_(AoEVolume, V, served, timeout_s=60) == str(before.address)
+    (grant,) = machines.engine.get_volume(V).grants
+    assert grant.node_id == str(now)
 
 
 def orphans(store: KubernetesStore) -> set[str]:

@@ -25,6 +25,8 @@ from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.operators import exists
 from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event as CoreEvent
+from lightkube.resources.core_v1 import Pod
+from lightkube.resources.storage_v1 import CSINode
 from lightkube.types import PatchType
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
@@ -50,6 +52,7 @@ _WHOLE = tuple(msgspec.json.Decoder(kind) for kind in _PLURALS)
 a thread that comes second while the first still looks gets a half-made description, and ends the process (SIGSEGV)."""
 _LEASE_PREFIX = "aoe-csi-storage-"
 _LEASE_LABEL = f"{GROUP}/storage-node"
+_NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernetes.io/component": "node"}
 _LOOK_ANYWAY_S = 5.0
 """How long a waiter trusts that the watch would have told it."""
 _REQUEST_S = 20.0
@@ -190,6 +193,38 @@ class KubernetesLeases:
             for lease in found
             if lease.metadata and lease.metadata.name
         }
+
+
+class KubernetesRegistrations:
+    """CSINodes, where kubelet writes who has registered, and the pods of our node server."""
+
+    def __init__(self, kubeconfig: Path | None, namespace: str) -> None:
+        """Raises: Invalid when no API server is known."""
+        self._client = _connected(kubeconfig, field_manager="aoe-csi-registrations", namespace=namespace)
+
+    def close(self) -> None:
+        """Let go of the connections; no call may be under way."""
+        self._client.close()
+
+    def node_ids(self) -> Mapping[str, str]:
+        """Return node → our driver's node id there. Raises: Unreachable."""
+        with _translated(CSINode, ""):
+            return {
+                node.metadata.name: driver.nodeID
+                for node in self._client.list(CSINode, chunk_size=500)
+                if node.metadata and node.metadata.name
+                for driver in node.spec.drivers
+                if driver.name == GROUP
+            }
+
+    def node_pods(self) -> Mapping[str, int]:
+        """Return node → since when its node server's pod is there. Raises: Unreachable."""
+        with _translated(Pod, ""):
+            return {
+                pod.spec.nodeName: int(pod.metadata.creationTimestamp.timestamp())
+                for pod in self._client.list(Pod, labels=_NODE_PODS, chunk_size=500)
+                if pod.metadata and pod.metadata.creationTimestamp and pod.spec and pod.spec.nodeName
+            }
 
 
 def _revision(lease: Lease) -> int:

@@ -150,7 +150,7 @@ class AoENodeStatus(Fields, frozen=True, kw_only=True):
     exports: Annotated[int, Meta(ge=0, description="How many grants are in force.")] = 0
     findings: Annotated[tuple[Finding, ...], Meta(max_length=128, description="What preflight found amiss.")] = ()
     orphans: Annotated[tuple[Orphan, ...], Meta(max_length=MAX_ORPHANS, description="What nothing wants.")] = ()
-    conditions: Annotated[Conditions, Meta(description="Ready, Orphans: each with reason and remedy.")] = ()
+    conditions: Annotated[Conditions, Meta(description="Ready, Live, Decommissioned: with reason and remedy.")] = ()
 
 
 class AoENode(Fields, frozen=True, kw_only=True):

@@ -285,12 +285,17 @@ class ClusterProvisioner:
         if self._find_snapshot(snapshot_id) is None:
             return
         self._store.delete(AoESnapshot, snapshot_id)
-        self._await(
-            AoESnapshot,
-            snapshot_id,
-            lambda seen: True if seen is None else None,
-            lambda _: f"snapshot {snapshot_id} is being removed",
-        )
+
+        def gone(seen: AoESnapshot | None) -> bool | None:
+            if seen is None:
+                return True
+            refused = conditions.find(seen.status.conditions, "Deleted")
+            error = conditions.error_of(refused.reason, refused.message) if refused else None
+            if error is not None and not isinstance(error, _PASSING):
+                raise error
+            return None
+
+        self._await(AoESnapshot, snapshot_id, gone, lambda _: f"snapshot {snapshot_id} is being removed")
 
     # --- what several of them need ------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class AoESnapshotStatus(Fields, frozen=True, kw_only=True):
     size: Annotated[Quantity | None, Meta(description="The least size of a volume made from it.")] = None
     filesystem: Annotated[str, Meta(max_length=32, description="What its volume held.")] = ""
     taken_at: Annotated[Time | None, Meta(description="The moment whose content it holds.")] = None
-    conditions: Annotated[Conditions, Meta(description="Ready, Lost: each with reason and remedy.")] = ()
+    conditions: Annotated[Conditions, Meta(description="Ready, Deleted: each with reason and remedy.")] = ()
 
 
 class AoESnapshot(Fields, frozen=True, kw_only=True):

@@ -212,7 +212,9 @@ class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
     ] = ()
     holders: Annotated[str, Meta(max_length=4096, description="The same in one line, for a table.")] = ""
     progress: Annotated[Progress | None, Meta(description="A copy or a wipe under way.")] = None
-    conditions: Annotated[Conditions, Meta(description="Placed, Ready, Granted, Lost, with reason and remedy.")] = ()
+    conditions: Annotated[
+        Conditions, Meta(description="Placed, Ready, Expanded, Revoked, Deleted, Current: with reason and remedy.")
+    ] = ()
 
 
 class AoEVolume(Fields, frozen=True, kw_only=True):
