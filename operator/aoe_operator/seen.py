@@ -26,6 +26,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     uid: str
     generation: int
     digest: str
+    revision: int = 0
+    """The API server's, when this spec was first seen; it only grows. 0: not known."""
     held: bool = False
     """Whether an older spec was seen since: then no newer one is followed either, since it grew out of that."""
 
@@ -88,15 +90,23 @@ class Seen:
 def plan(before: Record | None, volume: AoEVolume) -> Record:
     """Return the record of a volume after its present spec was seen."""
     uid, generation = volume.metadata.uid, volume.metadata.generation
-    now = Record(uid=uid, generation=generation, digest=_digest(volume))
+    now = Record(uid=uid, generation=generation, digest=_digest(volume), revision=_revision(volume))
     # Made anew under the same name, by somebody who knows what he does: a restored one has its old uid.
     if before is None or before.uid != uid:
         return now
     if before.held:
         return now if volume.metadata.annotations.get(FOLLOW) == str(before.generation) else before
-    if (generation, now.digest) == (before.generation, before.digest) or generation > before.generation:
+    if (generation, now.digest) == (before.generation, before.digest):
+        return before
+    # A restored spec that was changed several times since may count as many generations as the one that was lost.
+    if generation > before.generation and (now.revision >= before.revision or not now.revision):
         return now
     return msgspec.structs.replace(before, held=True)
+
+
+def _revision(volume: AoEVolume) -> int:
+    version = volume.metadata.resource_version
+    return int(version) if version.isdecimal() else 0
 
 
 def _digest(volume: AoEVolume) -> str:

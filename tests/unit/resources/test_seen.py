@@ -15,9 +15,11 @@ from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec
 from aoe_operator.seen import FOLLOW, Seen
 
 
-def volume(generation: int, size: str = "1Gi", uid: str = "u", follow: str = "") -> AoEVolume:
+def volume(generation: int, size: str = "1Gi", uid: str = "u", follow: str = "", revision: int = 0) -> AoEVolume:
     annotations = {FOLLOW: follow} if follow else {}
-    metadata = ObjectMeta(name="v", uid=uid, generation=generation, annotations=annotations)
+    metadata = ObjectMeta(
+        name="v", uid=uid, generation=generation, annotations=annotations, resource_version=str(revision)
+    )
     return AoEVolume(metadata=metadata, spec=AoEVolumeSpec(size=size, pool="thin", node="storage1"))
 
 
@@ -29,6 +31,16 @@ def test_what_grows_newer_is_followed_by_each_process(tmp_path: Path) -> None:
     seen(tmp_path).require_current(volume(1))
     seen(tmp_path).require_current(volume(1))
     seen(tmp_path).require_current(volume(4, size="2Gi"))
+
+
+def test_a_restored_spec_that_was_changed_since_is_told_by_the_api_server_s_revision(tmp_path: Path) -> None:
+    seen(tmp_path).require_current(volume(4, size="2Gi", revision=900))
+    # The same spec is the same, whatever else was written into the resource.
+    seen(tmp_path).require_current(volume(4, size="2Gi", revision=950))
+    with pytest.raises(Conflict, match="older than one"):
+        seen(tmp_path).require_current(volume(7, size="3Gi", revision=850))
+    seen(tmp_path).require_current(volume(7, size="3Gi", revision=850, follow="4"))
+    seen(tmp_path).require_current(volume(8, size="4Gi", revision=851))
 
 
 @pytest.mark.parametrize("older", [volume(3), volume(4, size="3Gi")], ids=["an-older-one", "another-of-the-same-age"])
