@@ -30,6 +30,7 @@ from aoe_core.model import (
     VolumeId,
     VolumeSpec,
 )
+from aoe_core.resources import placement
 from aoe_core.resources.conditions import find
 from aoe_core.resources.events import Event, Events, Subject
 from aoe_core.resources.fields import ObjectMeta
@@ -39,7 +40,7 @@ from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, San
 from aoe_core.resources.provisioner import ClusterProvisioner
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Store
-from aoe_core.resources.volume import AoEVolume
+from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec
 from aoe_core.settings import Settings
 from aoe_core.units import GIB, MIB
 from aoe_core.volumes.engine import Engine
@@ -335,6 +336,30 @@ spec: {size: 32Mi, pool: thick}
     clean.kubectl("delete", "aoev/by-hand", "--timeout=60s", timeout_s=90)
     with pytest.raises(NotFound):
         machines.engine.get_volume(VolumeId("by-hand"))
+
+
+@pytest.mark.usefixtures("provisioner")
+def test_a_node_that_a_person_chose_is_waited_for_and_one_that_we_chose_is_not(
+    store: KubernetesStore, machines: Machines
+) -> None:
+    """No storage node has the name; the role places anew only what it placed."""
+    wanted = AoEVolumeSpec(size="64Mi", pool="thin", node="away")
+    store.create(AoEVolume(metadata=ObjectMeta(name="by-hand"), spec=wanted))
+    chosen = ObjectMeta(name="chosen", annotations={placement.CHOSEN: "away"})
+    store.create(AoEVolume(metadata=chosen, spec=wanted))
+
+    def waits(volume: AoEVolume | None) -> str | None:
+        said = find(volume.status.conditions, "Placed") if volume else None
+        return said.message if said and said.status == "False" else None
+
+    why = store.await_(AoEVolume, "by-hand", waits, timeout_s=60)
+    assert why is not None
+    assert "is to be made on storage node away" in why
+    made = store.await_(AoEVolume, "chosen", lambda one: one.status.size if one else None, timeout_s=60)
+    assert made == "64Mi"
+    assert store.get(AoEVolume, "chosen").status.node == "storage1"
+    assert store.get(AoEVolume, "by-hand").spec.node == "away"
+    assert [one.volume.volume_id for one in machines.engine.list_volumes()] == ["chosen"]
 
 
 @pytest.mark.parametrize("sees_all", [False, True], ids=["as-it-is", "control"])

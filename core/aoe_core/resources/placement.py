@@ -12,11 +12,14 @@ from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, NoSpace, Unreachable
 from aoe_core.resources import conditions
-from aoe_core.resources.fields import parse_quantity
+from aoe_core.resources.fields import GROUP, parse_quantity
 from aoe_core.resources.node import AoENode, PoolStatus
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
+
+CHOSEN = f"{GROUP}/chosen-node"
+"""Annotation of an AoEVolume: the node that was chosen for it. What a person wrote into spec.node stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +115,28 @@ def place(
         return volume
     if volume.spec.node is not None and volume.spec.node in live:
         return volume
+    if volume.spec.node is not None and volume.metadata.annotations.get(CHOSEN) != volume.spec.node:
+        waiting = Unreachable(
+            f"volume {volume.metadata.name} is to be made on storage node {volume.spec.node}, which does not renew its"
+            " Lease: bring it up, or delete the volume and make it without node"
+        )
+        return _say(store, volume, waiting, now_s)
     others = [one for one in volumes if one.metadata.name != volume.metadata.name]
     try:
         node = choose(volume, nodes, others, live=live, source_node=_source_node(store, volume))
     except AoECsiError as error:
-        said = conditions.put_error(
-            volume.status.conditions, "Placed", error, generation=volume.metadata.generation, now_s=now_s
-        )
-        if said == volume.status.conditions:
-            return volume
-        return store.update_status(replace(volume, status=replace(volume.status, conditions=said)))
-    return store.update(replace(volume, spec=replace(volume.spec, node=node)))
+        return _say(store, volume, error, now_s)
+    metadata = replace(volume.metadata, annotations={**volume.metadata.annotations, CHOSEN: node})
+    return store.update(replace(volume, metadata=metadata, spec=replace(volume.spec, node=node)))
+
+
+def _say(store: Store, volume: AoEVolume, error: AoECsiError, now_s: int) -> AoEVolume:
+    said = conditions.put_error(
+        volume.status.conditions, "Placed", error, generation=volume.metadata.generation, now_s=now_s
+    )
+    if said == volume.status.conditions:
+        return volume
+    return store.update_status(replace(volume, status=replace(volume.status, conditions=said)))
 
 
 def _source_node(store: Store, volume: AoEVolume) -> str | None:
