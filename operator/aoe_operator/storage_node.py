@@ -83,6 +83,7 @@ def report(
     node: AoENode,
     engine: Engine,
     *,
+    claims: Iterable[AoEShelf],
     boot: str,
     card: Callable[[str], SanStatus],
     findings: tuple[Finding, ...],
@@ -94,7 +95,14 @@ def report(
         node.status,
         observed_generation=node.metadata.generation,
         boot=boot,
-        sans=tuple(replace(card(san.interface), name=san.name) for san in node.spec.sans),
+        sans=tuple(
+            replace(
+                card(san.interface),
+                name=san.name,
+                shelves=tuple(sorted(claim.spec.shelf for claim in claims if claim.spec.san == san.name)),
+            )
+            for san in node.spec.sans
+        ),
         findings=findings,
     )
     try:

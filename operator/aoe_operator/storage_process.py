@@ -65,8 +65,8 @@ class StorageProcess:
         self._revision = 0
         self._unclaimed: tuple[Orphan, ...] = ()
         self._node = await_node(store, node)
-        claims = storage_node.ensure_claims(store, self._node)
-        self._settings = storage_node.settings_of(self._node, claims)
+        self._claims = storage_node.ensure_claims(store, self._node)
+        self._settings = storage_node.settings_of(self._node, self._claims)
         self._check = check
         self._findings: tuple[Finding, ...] = ()
         prepare(self._settings)
@@ -123,6 +123,7 @@ class StorageProcess:
             self._events,
             node,
             self.engine,
+            claims=self._claims,
             boot=self._boot,
             card=self._card,
             findings=self._findings,

@@ -204,6 +204,8 @@ def test_a_volume_s_whole_life(provisioner: ClusterProvisioner, store: Kubernete
     assert provisioner.create_volume(spec()) == made
     assert [one.volume for one in provisioner.list_volumes()] == [made]
     assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
+    (san,) = store.get(AoENode, "storage1").status.sans
+    assert (san.name, san.shelves, san.up) == (SAN, (SHELF,), True)
 
     node = machines.identity(COMPUTE_NODES[0])
     attachment = provisioner.publish(V, node, WRITER, read_only=False, block=True)

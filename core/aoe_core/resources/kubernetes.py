@@ -213,7 +213,7 @@ class KubernetesRegistrations:
                 node.metadata.name: driver.nodeID
                 for node in self._client.list(CSINode, chunk_size=500)
                 if node.metadata and node.metadata.name
-                for driver in node.spec.drivers
+                for driver in node.spec.drivers or ()  # kubelet writes null before the first one registers.
                 if driver.name == GROUP
             }
 
