@@ -157,9 +157,14 @@ test: lint test-unit test-cluster test-lab ## Do all four, cheapest first
 test-long: setup ## Run the tests that take minutes or hours
 	$(PYTEST) -m long tests
 
-.PHONY: bench
-bench: setup ## Measure, in the lab: our calls against scripts of the same commands, the wire against the disk
+.PHONY: bench bench-standalone bench-resources bench-claims
+bench: bench-standalone bench-resources bench-claims ## Measure, as ratios where there is something to compare with; writes docs/evidence/
+bench-standalone: setup ## Measure our calls against scripts of the same commands, the wire against the disk
 	$(PYTHON) -m bench
+bench-resources: setup ## Measure the storage role with 10,000 volumes on a real API server
+	$(PYTHON) -m bench.resources
+bench-claims: setup ## Measure claims and pods on a whole cluster
+	$(PYTHON) -m bench.claims
 
 # --- the lab --------------------------------------------------------------------------------------------------------
 

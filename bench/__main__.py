@@ -1,4 +1,7 @@
-"""`make bench`: boot two machines, install, measure, write docs/evidence/bench.md. Exit 1 when a bar is missed."""
+"""`make bench-standalone`: boot two machines, install, measure, write docs/evidence/bench.md.
+
+Exit 1 when a bar is missed.
+"""
 
 import argparse
 import os
@@ -18,7 +21,7 @@ def main() -> int:
     parser.add_argument("--fio-rounds", type=int, default=3, help="of each fio job (%(default)s)")
     parser.add_argument("--only", choices=PARTS, nargs="+", help="some parts; nothing is written then")
     options = parser.parse_args()
-    report = Report()
+    report = Report("bench", "make bench-standalone")
     parts = tuple(options.only or PARTS)
     if attached := os.environ.get("AOE_LAB_ATTACH"):
         lab = Lab.attach(attached)
@@ -48,7 +51,7 @@ def measure(lab: Lab, report: Report, parts: tuple[str, ...], rounds: int, fio_r
     finally:
         cluster.close()
     if parts == PARTS:
-        report.write(table)
+        report.write(f"\n## Data path\n\n{table}\n")
 
 
 if __name__ == "__main__":

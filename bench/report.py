@@ -1,4 +1,4 @@
-"""What was measured, as a table on the terminal and in docs/evidence/bench.md."""
+"""What was measured, line by line on the terminal and in a file of docs/evidence/."""
 
 import statistics
 from collections.abc import Sequence
@@ -38,8 +38,10 @@ class Ratio:
 
 @dataclass(slots=True)
 class Report:
-    """Lines, in the order they were found, and whether every bar holds."""
+    """Lines, in the order they were found, and whether every bar holds; for docs/evidence/<name>.md."""
 
+    name: str
+    command: str
     lines: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
@@ -57,11 +59,12 @@ class Report:
         if not holds:
             self.missed.append(what)
 
-    def write(self, table: str) -> None:
+    def write(self, more: str = "") -> None:
+        """Write it; `more`: what follows after the lines."""
         verdict = f"missed: {', '.join(self.missed)}" if self.missed else "every bar holds"
-        path = evidence.write("bench", "make bench", self.lines, verdict)
+        path = evidence.write(self.name, self.command, self.lines, verdict)
         with path.open("a", encoding="utf-8") as handle:
-            handle.write(f"\n## Data path\n\n{table}\n")
+            handle.write(more)
         print(f"bench: {verdict}; written to {path}", flush=True)
 
 

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from aoe_lab.process import Finished
 
 DEVICE, DIRECTORY = "/dev/data", "/data"
+# Logical volumes but the pool, exports in force or half revoked, exporters, stage records, devices of the driver.
+LEFT_OVER = (
+    "lvs --noheadings -o lv_name data 2>/dev/null | grep -v thinpool; cd /var/lib/aoe-csi &&"
+    " grep -lsE '^STATE=(live|revoking)' exports/*; pgrep -a vblade; ls staged 2>/dev/null; ls -d /sys/block/etherd*"
+    " 2>/dev/null"
+)
 
 
 def sleeping(used: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +160,8 @@ class Claims:
             self.cluster.await_(self._left_over, f"the volumes of {self.name} to be gone", 300)
 
     def _left_over(self) -> str | None:
-        volumes = self.cluster.plane.kubectl("get", "pv,aoevolumes,aoesnapshots,volumeattachments", "-o", "name").stdout
-        if volumes:
-            return volumes
-        for machine in self.cluster.storage_machines:
-            left = machine.run(
-                "lvs --noheadings -o lv_name data | grep -v thinpool; ls /var/lib/aoe-csi/staged 2>/dev/null",
-                check=False,
-            )
-            if left.stdout.strip():
-                return f"{machine.name} has {left.stdout.strip()}"
-        return None
+        left = [self.cluster.plane.kubectl("get", "pv,aoevolumes,aoesnapshots,volumeattachments", "-o", "name").stdout]
+        for machine in self.cluster.lab.machines:
+            found = machine.run(LEFT_OVER, check=False).stdout.strip()
+            left += [f"{machine.name} has {found}"] if found else []
+        return "\n".join(one for one in left if one) or None

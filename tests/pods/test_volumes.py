@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .claims import Claims, sleeping
+from .writer import Writer
 
 if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
@@ -25,12 +26,13 @@ def test_ext4_and_moving_between_nodes(cluster: Cluster, claims: Claims) -> None
 
 def test_xfs_grows_under_its_user(claims: Claims, cluster: Cluster) -> None:
     claims.claim("data", storage_class="thin-xfs", size="320Mi")
-    claims.pod("user", "data", node=cluster.compute_machines[0].name)
-    claims.await_running("user")
+    writer = Writer.start(claims, "user", "data", cluster.compute_machines[0].name)
     assert " xfs " in claims.run("user", "grep ' /data ' /proc/mounts").stdout
     before = size_kib(claims, "user")
     grow(claims, "data", "640Mi")
     claims.await_("the file system to grow", lambda: None if size_kib(claims, "user") > before * 1.8 else "not yet")
+    writer.await_more()
+    assert writer.missing() == 0
 
 
 def test_a_block_device_grows_under_its_user(claims: Claims, cluster: Cluster) -> None:
@@ -38,6 +40,13 @@ def test_a_block_device_grows_under_its_user(claims: Claims, cluster: Cluster) -
     claims.pod("user", "data", block=True, node=cluster.compute_machines[0].name)
     claims.await_running("user")
     claims.run("user", "echo kept > /tmp/t; dd if=/tmp/t of=/dev/data conv=fsync 2>/dev/null")
+    # In use meanwhile: each turn is read back, and the first that differs or fails ends the loop.
+    in_use = (
+        "i=0; while i=$((i+1)); do echo turn $i > /tmp/in; dd if=/tmp/in of=/dev/data bs=4096 seek=8 conv=sync,notrunc"
+        " oflag=direct 2>/tmp/why || break; dd if=/dev/data bs=4096 skip=8 count=1 iflag=direct 2>/tmp/why"
+        ' | grep -q "^turn $i$" || break; echo $i > /tmp/turns; done'
+    )
+    claims.run("user", f"({in_use}; echo ended at $i > /tmp/ended) >/dev/null 2>&1 &")
     grow(claims, "data", "256Mi")
 
     def end_is_there() -> str | None:
@@ -45,6 +54,9 @@ def test_a_block_device_grows_under_its_user(claims: Claims, cluster: Cluster) -
         return None if "1+0 records in" in done.stdout else done.stdout
 
     claims.await_("the device to grow", end_is_there)
+    turns = int(claims.run("user", "cat /tmp/turns").stdout)
+    claims.await_("its user to go on", lambda: None if int(claims.run("user", "cat /tmp/turns").stdout) > turns else "")
+    assert claims.run("user", "cat /tmp/ended", check=False).code != 0, claims.run("user", "cat /tmp/why").stdout
     assert claims.run("user", "head -n1 /dev/data").stdout == "kept\n"
 
 

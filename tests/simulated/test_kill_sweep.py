@@ -131,8 +131,8 @@ def boundaries(life: Life, position: int) -> int:
     return passed
 
 
-def die_and_carry_on(life: Life, position: int, boundary: int, death: Callable[[Step], None], *, abandon: bool) -> None:
-    """Live a whole life with one death in it; afterwards go on, or `abandon` it and undo all there may be."""
+def live_until_death(life: Life, position: int, boundary: int, death: Callable[[Step], None]) -> Cluster:
+    """Live until a boundary of an operation, and die there."""
     cluster = Cluster()
     for operation in life.operations[:position]:
         operation.act(cluster)
@@ -150,6 +150,12 @@ def die_and_carry_on(life: Life, position: int, boundary: int, death: Callable[[
         life.operations[position].act(cluster)
     cluster.world.on_step = None
     assert passed >= boundary
+    return cluster
+
+
+def die_and_carry_on(life: Life, position: int, boundary: int, death: Callable[[Step], None], *, abandon: bool) -> None:
+    """Live a whole life with one death in it; afterwards go on, or `abandon` it and undo all there may be."""
+    cluster = live_until_death(life, position, boundary, death)
     cluster.check_always()
     cluster.restart()
     cluster.check_always()
@@ -303,3 +309,20 @@ def test_an_operation_killed_anywhere_converges(life: Life, position: int, evide
                     )
                     raise
     evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")
+
+
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name.replace(" ", "-"))
+def test_control_without_carrying_on_most_deaths_leave_something(life: Life, evidence: Evidence) -> None:
+    """The protection off: nobody starts again, recovers or asks again."""
+    left = total = 0
+    for position, operation in enumerate(life.operations):
+        if operation.name in ("create", "delete"):  # Before the first and after the last nothing is to be left.
+            for boundary in range(1, boundaries(life, position) + 1):
+                cluster = live_until_death(life, position, boundary, kill)
+                total += 1
+                try:
+                    cluster.check_nothing_left()
+                except AssertionError:
+                    left += 1
+    assert left > 0
+    evidence(f"control: {left} of {total} deaths in create or delete left something where nobody carried on")

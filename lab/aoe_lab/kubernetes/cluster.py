@@ -35,6 +35,8 @@ VOLUME_GROUP, THIN_POOL = "data", "thinpool"
 THIN_POOL_BYTES = 3 << 30
 MEMORY_MIB = 1536
 SIDECARS = ("provisioner", "attacher", "resizer", "snapshotter")
+WORKLOADS = ("deployment/aoe-csi-controller", "deployment/aoe-csi-cluster", "daemonset/aoe-csi-storage",
+             "daemonset/aoe-csi-node")  # fmt: skip
 READY_S = 300.0
 
 
@@ -105,6 +107,11 @@ class Cluster:
         """The machines without."""
         return tuple(machine for machine in self.lab.machines if machine.spec.role is Role.COMPUTE)
 
+    def on_san(self, san: str) -> tuple[Machine, ...]:
+        """The nodes that are told of a SAN: all of the first, all but the first compute machine of any other."""
+        left_out = () if san == self.lab.topology.sans[0] else self.compute_machines[:1]
+        return tuple(machine for machine in self.lab.machines if machine not in left_out)
+
     def prepare_storage(self, machine: Machine) -> None:
         """Give a machine its volume group and thin pool, and its node the label."""
         machine.run(f"vgs {VOLUME_GROUP} >/dev/null 2>&1 || vgcreate -qq {VOLUME_GROUP} /dev/disk/by-id/virtio-data0")
@@ -118,7 +125,14 @@ class Cluster:
         return {
             "log": {"format": "json"},
             "image": {"tag": own_tag()},
-            "sans": [{"name": san, "interfaces": [self.lab.machines[0].san_interface(san)]} for san in sans],
+            "sans": [
+                {
+                    "name": san,
+                    "interfaces": [self.lab.machines[0].san_interface(san)],
+                    "nodes": [machine.name for machine in self.on_san(san)],
+                }
+                for san in sans
+            ],
             # Tests do not wait ten minutes; a storage machine of the lab is back within one.
             "initiator": {"deadSeconds": 120},
             "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
@@ -176,10 +190,11 @@ class Cluster:
             at_once(push, self.lab.machines)
 
     def await_ready(self) -> None:
-        """Wait until every pod of ours is Ready and every node has registered the driver.
+        """Wait until every pod of ours is of the present release and Ready, and every node has registered the driver.
 
         Raises: LabError with what is not.
         """
+        self.await_(self._old_pods, "aoe-csi to be rolled out")
         self.await_(self._everything_stands, "aoe-csi to be ready")
 
     def await_(self, answer: Callable[[], str | None], what: str, timeout_s: float = READY_S) -> None:
@@ -199,6 +214,14 @@ class Cluster:
             self.plane.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp", check=False).stdout[-6000:],
         ]
         return "\n".join(looked)
+
+    def _old_pods(self) -> str | None:
+        for workload in WORKLOADS:
+            words = ("rollout", "status", f"--namespace={NAMESPACE}", workload, "--watch=false")
+            said = self.plane.kubectl(*words, check=False)
+            if said.code != 0 or "successfully rolled out" not in said.stdout:
+                return said.stdout + said.stderr
+        return None
 
     def _everything_stands(self) -> str | None:
         pods = json.loads(self.plane.kubectl("get", "pods", f"--namespace={NAMESPACE}", "-o", "json").stdout)["items"]

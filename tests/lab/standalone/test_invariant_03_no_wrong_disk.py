@@ -1,6 +1,8 @@
 """Invariant 3: no wrong disk. Two targets for an address are never used; the proven one is pinned while staged."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -73,6 +75,43 @@ def test_an_imposter_alone_with_another_serial_is_refused(
             volume.stage("compute1")
         assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     storage.run(["systemctl", "start", unit])
+
+
+def test_an_imposter_that_appears_during_stage_is_never_read_or_written(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """At whatever moment it comes: the stage is refused, or the device has its one right target."""
+    compute = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES, capability=capability(block=True))
+    volume.create()
+    staged = 0
+    for tenths in range(0, 12, 2):
+        volume.publish("compute1")
+        refused: list[grpc.RpcError] = []
+        staging = threading.Thread(target=stage_into, args=(volume, refused))
+        staging.start()
+        time.sleep(tenths / 10)
+        with imposter(cluster, volume):
+            staging.join()
+            compute.run("echo > /dev/etherd/discover; sleep 1")
+            if not refused:
+                staged += 1
+                target = volume.node_publish("compute1")
+                compute.run(f"dd if=/dev/zero of={target} bs=1M count=4 oflag=direct conv=notrunc status=none")
+                assert compute.run(f"tr -d '\\0' < {target} | wc -c").stdout.strip() == "0"
+                volume.node_unpublish("compute1")
+            assert not imposter_was_written(cluster)
+        assert {error.code() for error in refused} <= {grpc.StatusCode.FAILED_PRECONDITION}
+        volume.unstage("compute1")
+        volume.unpublish("compute1")
+    assert staged, "the imposter always came in time to be refused: wait longer before it comes"
+
+
+def stage_into(volume: Workload, refused: list[grpc.RpcError]) -> None:
+    try:
+        volume.stage("compute1")
+    except grpc.RpcError as error:
+        refused.append(error)
 
 
 def test_an_imposter_after_stage_is_never_read_or_written(

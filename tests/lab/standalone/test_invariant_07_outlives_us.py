@@ -34,6 +34,31 @@ def test_killing_and_stopping_our_servers_stops_no_io(cluster: Standalone, workl
     assert storage.machine.run("pgrep -x vblade").stdout == exporter
 
 
+def test_control_an_exporter_that_is_our_child_ends_with_us(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The protection off: the same vblade as a child of the server, as most drivers would have it."""
+    storage, compute = cluster.storage["storage1"].machine, cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
+    volume.create()
+    target = volume.attach("compute1")
+    address, serial = volume.context["compute1"]["address"][1:], volume.context["compute1"]["serial"]
+    shelf, slot = address.split(".")
+    vblade = f"vblade -s -m {compute.san_mac('main')} {shelf} {slot} {storage.san_interface('main')}"
+    storage.run(["systemctl", "stop", f"aoe-csi-export@{address}"])
+    child = f"hostname {serial}; {vblade} /dev/data/v-{volume.volume_id} & exec sleep 1000"
+    storage.run(["systemd-run", "-q", "--unit=control-server", "unshare", "--uts", "sh", "-c", child])
+    with Writer(compute, target, salt="child", blocks=4000) as writer:
+        writer.await_acknowledged(50)
+        storage.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "control-server"])
+        time.sleep(2)
+        stalled_at = writer.acknowledged()
+        time.sleep(5)
+        assert writer.acknowledged() == stalled_at, "I/O went on without its server, so this bed cannot show the harm"
+        storage.run(["systemctl", "start", f"aoe-csi-export@{address}"])
+        writer.await_acknowledged(stalled_at + 20)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("exports", [8, 50])
 def test_a_storage_reboot_brings_every_export_back_without_us(

@@ -2,6 +2,7 @@
 
 import json
 
+from aoe_csi.proto import csi_pb2 as pb
 from aoe_lab.standalone import Standalone
 
 
@@ -21,5 +22,10 @@ def test_orphans_are_reported_and_survive_restart_and_reboot(cluster: Standalone
         storage.connect()
         names = machine.run("lvs --noheadings -o name data").stdout.split()
         assert {"v-left-behind", "somebody-elses"} <= set(names)
+        # Control: it stayed since nobody asked, not since it could not be removed.
+        storage.controller.DeleteVolume(pb.DeleteVolumeRequest(volume_id="left-behind"), timeout=60)
+        names = machine.run("lvs --noheadings -o name data").stdout.split()
+        assert "v-left-behind" not in names
+        assert "somebody-elses" in names
     finally:
-        machine.run("lvremove -qqy data/v-left-behind data/somebody-elses")
+        machine.run("lvremove -qqy data/v-left-behind data/somebody-elses", check=False)

@@ -8,6 +8,8 @@ import pytest
 
 from aoe_lab.standalone import THICK, Standalone, Workload, capability
 
+FLUSH = "/dev/etherd/flush"
+
 
 def test_unstage_is_refused_while_a_file_is_open(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=64 << 20)
@@ -51,3 +53,21 @@ def test_the_sweeper_forgets_detached_devices_and_no_others(
         timeout_s=120,
     )
     assert machine.run(f"cat /sys/block/etherd!{kept_address}/state").stdout.strip() == "up"
+
+
+def test_control_a_flush_by_prefix_takes_a_device_from_under_its_opener(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The protection off: a flush without its NUL, as aoe-flush writes it, of another device's shorter name."""
+    machine = cluster.compute["compute1"].machine
+    volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
+    volume.create()
+    volume.attach("compute1")
+    address = volume.context["compute1"]["address"]
+    opener = machine.spawn(f"exec 5< {volume.target_path}; sleep 1000")
+    exact, prefix = f"printf 'e9.9\\0' > {FLUSH}", f"printf %s {address[:-1]} > {FLUSH}"
+    there = f"test -e '/sys/block/etherd!{address}'"
+    machine.run(f"{exact}; sleep 1; {there}")
+    assert machine.run(f"{prefix}; sleep 1; {there}", check=False).code != 0, "nothing was flushed under an opener"
+    opener.stop()
+    machine.run(f"pkill -f 'exec 5< {volume.target_path}'", check=False)

@@ -12,6 +12,8 @@ from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
+PULLED_S = 30
+DEADSECS = "/sys/module/aoe/parameters/aoe_deadsecs"
 RETRYABLE = {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION}
 
 
@@ -67,18 +69,47 @@ def let_go(volume: Workload, codes: list[grpc.StatusCode], limit_s: float) -> No
             return
 
 
+def test_control_a_plain_umount_of_a_dead_target_cannot_even_be_killed(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The protection off: whoever runs umount and waits for it waits with it. Here for as long as aoe_deadsecs says."""
+    machine, storage = cluster.compute["compute1"].machine, cluster.storage["storage1"].machine
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    target = volume.attach("compute1")
+    unit = f"aoe-csi-export@{volume.context['compute1']['address'][1:]}"
+    machine.run(f"dd if=/dev/zero of={target}/dirty bs=1M count=4 status=none")
+    machine.run(["systemctl", "stop", "aoe-csi-node"])
+    storage.run(["systemctl", "kill", "--signal=STOP", unit])
+    try:
+        machine.run(f"umount {target}")  # The bind mount; the file system below it is still mounted.
+        machine.run(f"systemd-run -q --unit=control-umount umount {volume.staging_path}; sleep 2")
+        machine.run("systemctl kill --signal=KILL control-umount; sleep 3")
+        state = machine.run("ps -o stat= -C umount", check=False).stdout
+        assert state.startswith("D"), f"umount is gone or could be killed ({state!r}): this bed cannot show the harm"
+    finally:
+        storage.run(["systemctl", "kill", "--signal=CONT", unit])
+        machine.run("for i in $(seq 60); do pgrep -x umount || exit 0; sleep 1; done; exit 1", timeout_s=90)
+        machine.run(["systemctl", "start", "aoe-csi-node"])
+        cluster.compute["compute1"].connect()
+
+
 def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     machine = cluster.compute["compute1"].machine
     volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
     volume.create()
     target = volume.attach("compute1")
-    with Writer(machine, target, salt="pulled", blocks=4000) as writer:
-        writer.await_acknowledged(20)
-        machine.link_down("main")
-        time.sleep(cluster.tuning.deadsecs * 0.6)
-        machine.link_up("main")
-        writer.await_acknowledged(writer.acknowledged() + 50)
-    assert writer.check()["wrong"] == 0
+    machine.run(f"echo {2 * PULLED_S} > {DEADSECS}")
+    try:
+        with Writer(machine, target, salt="pulled", blocks=4000) as writer:
+            writer.await_acknowledged(20)
+            machine.link_down("main")
+            time.sleep(PULLED_S)
+            machine.link_up("main")
+            writer.await_acknowledged(writer.acknowledged() + 50)
+        assert writer.check()["wrong"] == 0
+    finally:
+        machine.run(f"echo {cluster.tuning.deadsecs} > {DEADSECS}")
 
 
 def test_a_link_down_for_longer_gives_errors_and_recovers(

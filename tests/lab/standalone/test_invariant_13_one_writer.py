@@ -8,6 +8,9 @@ import pytest
 
 from aoe_lab.standalone import THICK, AccessMode, Standalone, Workload, capability
 
+CONTROL = "999 9"
+"""Shelf and slot that nobody's configuration has."""
+
 
 def test_a_second_writer_is_refused_by_name(workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=16 << 20)
@@ -39,6 +42,34 @@ def test_of_callers_at_once_for_two_nodes_one_wins(cluster: Standalone, workload
         for thread in threads:
             thread.join()
         assert len(set(won)) == 1, won
+
+
+def test_control_a_second_writer_ruins_a_file_system(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    """The protection off: the volume that compute1 has mounted is served to compute2, too, by a vblade of nobody's."""
+    storage = cluster.storage["storage1"].machine
+    one, two = (cluster.compute[name].machine for name in ("compute1", "compute2"))
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    target = volume.attach("compute1")
+    one.run(f"touch {target}/first; sync -f {target}")
+    device, interface = f"/dev/data/v-{volume.volume_id}", storage.san_interface("main")
+    second = storage.spawn(f"exec vblade -s -m {two.san_mac('main')} {CONTROL} {interface} {device}")
+    disk = f"/dev/etherd/e{CONTROL.replace(' ', '.')}"
+    two.run(["systemctl", "stop", "aoe-csi-node"])  # Its rules keep out what nobody staged.
+    two.run(["nft", "flush", "ruleset"])
+    try:
+        two.run(f"for i in $(seq 30); do echo > /dev/etherd/discover; [ -b {disk} ] && exit 0; sleep 1; done; exit 1")
+        two.run(f"mkdir -p /run/two; mount {disk} /run/two; for i in $(seq 200); do echo two > /run/two/two-$i; done")
+        one.run(f"for i in $(seq 200); do echo one > {target}/one-$i; done; sync -f {target}")
+        two.run("umount /run/two")
+        volume.node_unpublish("compute1")
+        volume.unstage("compute1")
+        checked = storage.run(f"e2fsck -fn {device}", check=False)
+        assert checked.code != 0, f"two writers did no harm, so this bed cannot show it:\n{checked.stdout}"
+    finally:
+        second.stop()
+        two.run(["systemctl", "start", "aoe-csi-node"])
+        cluster.compute["compute2"].connect()
 
 
 def test_raw_block_with_several_writers_goes_to_two_nodes_and_no_third(

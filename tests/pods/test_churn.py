@@ -1,0 +1,153 @@
+"""Everything of ours, and kubelet, killed at random while claims come and go: it converges, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aoe_lab.errors import LabError
+from aoe_lab.kubernetes.helm import NAMESPACE
+
+from .claims import DIRECTORY, sleeping
+
+if TYPE_CHECKING:
+    from aoe_lab.evidence import Evidence
+    from aoe_lab.kubernetes.cluster import Cluster
+    from aoe_lab.machine import Machine
+
+    from .claims import Claims
+
+LOOK_S = 3.0
+SETTLE_S = 900.0
+# What SIGKILL finds by its command line, wherever it runs.
+PROGRAMS = (
+    "aoe-operator storage", "aoe-operator cluster", "aoe-csi controller", "aoe-csi node", "csi-provisioner",
+    "csi-attacher", "csi-resizer",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Killer:
+    """Kills one thing after the other until it is stopped; what, is decided by `dice`."""
+
+    cluster: Cluster
+    dice: random.Random
+    kills: Counter[str] = field(default_factory=Counter)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self._stop.wait(self.dice.uniform(2, 6)):
+            machine = self.dice.choice(self.cluster.lab.machines)
+            # kubelet waits ever longer to start a container that dies again and again; a pod that is deleted has a
+            # successor at once.
+            what = self.dice.choice((*PROGRAMS, "kubelet", "pod"))
+            try:
+                self.kills[what] += self._kill(machine, what)
+            except LabError:
+                continue  # kubectl and ssh have their bad moments, too; there is always another victim.
+
+    def _kill(self, machine: Machine, what: str) -> int:
+        if what == "kubelet":
+            return int(machine.run("systemctl kill --signal=KILL kubelet", check=False).code == 0)
+        if what == "pod":
+            listed = self.cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", "-oname").stdout.split()
+            if not listed:
+                return 0
+            self.cluster.plane.kubectl("delete", f"-n{NAMESPACE}", self.dice.choice(listed), "--wait=false")
+            return 1
+        # The bracket keeps pkill from finding the shell that runs it.
+        return int(machine.run(f"pkill -KILL -f '[{what[0]}]{what[1:]}'", check=False).code == 0)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+@dataclass(slots=True)
+class Life:
+    """A claim that one pod writes to and another, on the next node, reads."""
+
+    claims: Claims
+    name: str
+    nodes: tuple[str, str]
+    storage_class: str
+    stage: str = "new"
+
+    def step(self, pods: dict[str, str], claims: set[str]) -> None:
+        """Go a step further, if what the last one asked for has come. `pods`: name → phase."""
+        writer, reader = f"{self.name}-w", f"{self.name}-r"
+        file = f"{DIRECTORY}/file"
+        if self.stage == "new":
+            self.claims.claim(self.name, size="64Mi", storage_class=self.storage_class)
+            self._pod(writer, self.nodes[0], f"echo {self.name} > {file} && sync")
+            self.stage = "written"
+        elif self.stage == "written" and pods.get(writer) == "Succeeded":
+            self.claims.kubectl("delete", "pod", writer, "--wait=false")
+            self._pod(reader, self.nodes[1], f"grep -q '^{self.name}$' {file}")
+            self.stage = "read"
+        elif self.stage == "read" and pods.get(reader) == "Succeeded":
+            self.claims.kubectl("delete", f"pod/{reader}", f"pvc/{self.name}", "--wait=false")
+            self.stage = "ending"
+        elif self.stage == "ending" and not {writer, reader} & pods.keys() and self.name not in claims:
+            self.stage = "over"
+        assert "Failed" not in (pods.get(writer), pods.get(reader)), f"{self.name} lost what was written"
+
+    def _pod(self, name: str, node: str, command: str) -> None:
+        spec: dict[str, Any] = sleeping({"volumeMounts": [{"name": "data", "mountPath": DIRECTORY}]})
+        spec["containers"][0]["command"] = ["sh", "-c", command]
+        self.claims.pod(name, self.name, node=node, containers=spec["containers"], restartPolicy="Never")
+
+
+@pytest.mark.parametrize(("crowd", "seconds"), [(5, 60), pytest.param(30, 600, marks=pytest.mark.long)])
+def test_whatever_is_killed_claims_come_and_go(
+    cluster: Cluster, claims: Claims, evidence: Evidence, crowd: int, seconds: int
+) -> None:
+    seed = time.time_ns()
+    dice = random.Random(seed)
+    killer = Killer(cluster, random.Random(seed))
+    killing = threading.Thread(target=killer.run)
+    killing.start()
+    begin = time.monotonic()
+    lives: list[Life] = []
+    try:
+        while True:
+            killed_long_enough = time.monotonic() - begin > seconds
+            if killed_long_enough:
+                killer.stop()
+            under_way = [life for life in lives if life.stage != "over"]
+            if killed_long_enough and not under_way:
+                break
+            assert time.monotonic() - begin < seconds + SETTLE_S, [(one.name, one.stage) for one in under_way]
+            if not killed_long_enough and len(under_way) < crowd:
+                nodes = dice.sample([machine.name for machine in cluster.compute_machines], 2)
+                storage_class = dice.choice(("thin", "thick", "at-once"))
+                under_way.append(Life(claims, f"life-{len(lives)}", (nodes[0], nodes[1]), storage_class))
+                lives.append(under_way[-1])
+            pods, there = look(claims)
+            for life in under_way:
+                life.step(pods, there)
+            time.sleep(LOOK_S)
+    finally:
+        killer.stop()
+        killing.join()
+    settled_s = time.monotonic() - begin - seconds
+    cluster.await_ready()
+    each = ", ".join(f"{name}: {number}" for name, number in killer.kills.items())
+    evidence(
+        f"seed {seed}: {killer.kills.total()} kills in {seconds} s ({each})"
+        f" while {len(lives)} claims, {crowd} at a time, were written, read on the other node and deleted; the last was"
+        f" gone {settled_s:.0f} s after the last kill; nothing is left"
+    )
+
+
+def look(claims: Claims) -> tuple[dict[str, str], set[str]]:
+    """Return pod → phase, and the claims: one question for all."""
+    items = json.loads(claims.kubectl("get", "pods,pvc", "-o", "json").stdout)["items"]
+    pods = {one["metadata"]["name"]: one["status"]["phase"] for one in items if one["kind"] == "Pod"}
+    return pods, {one["metadata"]["name"] for one in items if one["kind"] == "PersistentVolumeClaim"}
