@@ -56,6 +56,7 @@ class Host:
             export_units=process.export_units,
             segments=process.segments,
             interface_mac=lambda interface: self.machine.cards[interface].mac,
+            is_staged=lambda _: False,
             now_s=lambda: int(self.world.clock.now()),
         )
         return Engine(settings, host)

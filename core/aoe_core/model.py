@@ -214,6 +214,8 @@ class Volume:
     source: Source | None = None
     filesystem: str | None = None
     """The file system the storage node saw on it, once it saw one."""
+    grown_from_bytes: int | None = None
+    """The device's bytes before a growth that is not known to have come to its end; None when there is none."""
     reach: tuple[SanName, ...] = ()
     """The SANs its storage node exports it on; empty: all of whoever provides it."""
 

@@ -42,8 +42,32 @@ class Finding:
 JUMBO_MTU = 8228
 """36 bytes of AoE and Ethernet headers around 8,192 bytes of data: the least MTU whose frames carry two pages."""
 
-FIXED_KERNELS = ((5, 10, 214), (5, 15, 153), (6, 1, 83), (6, 6, 23), (6, 7, 11), (6, 8, 2))
-"""First releases with the fix of CVE-2024-26898 (aoe use after free, drivers/block/aoe/aoenet.c); 6.9 and later all."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flaw:
+    """A flaw of the kernel's aoe driver that is mended in every release from `mended_in` on, and in stable ones."""
+
+    name: str
+    what: str
+    mended_in: tuple[int, int, int]
+    stable: tuple[tuple[int, int, int], ...]
+
+
+FLAWS = (
+    Flaw(
+        name="CVE-2024-26898",
+        what="use after free when a device goes away",
+        mended_in=(6, 9, 0),
+        stable=((5, 10, 214), (5, 15, 153), (6, 1, 83), (6, 6, 23), (6, 7, 11), (6, 8, 2)),
+    ),
+    Flaw(
+        name="CVE-2024-49982",
+        what="use after free in more places",
+        mended_in=(6, 12, 0),
+        stable=((5, 10, 227), (5, 15, 168), (6, 1, 113), (6, 6, 55), (6, 10, 14), (6, 11, 3)),
+    ),
+)
+"""drivers/block/aoe, by the kernel's own CVE announcements."""
 
 
 def run(settings: Settings, runner: HostRunner | None = None, *, shared: bool = False) -> tuple[Finding, ...]:
@@ -52,7 +76,7 @@ def run(settings: Settings, runner: HostRunner | None = None, *, shared: bool = 
     findings = [
         *_programs(settings, runner),
         *_prepared(settings, runner, shared=shared),
-        *_kernel(Path("/proc/sys/kernel/osrelease").read_text()),
+        *judge_kernel(_kernel_release()),
     ]
     for san in settings.san:
         findings.extend(_interface(san))
@@ -106,35 +130,40 @@ def _prepared(settings: Settings, runner: Runner, *, shared: bool) -> Iterable[F
         yield Finding(check="preparation", severity=Severity.OK, fact="units, rules and module options stand")
 
 
-def kernel_is_fixed(release: str) -> bool | None:
-    """Say whether a kernel has the aoe driver's use-after-free fixed; None when its version cannot be read."""
+def is_mended(flaw: Flaw, release: str) -> bool | None:
+    """Say whether a kernel has a flaw mended; None when its version cannot be read."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
     if match is None:
         return None
     version = (int(match[1]), int(match[2]), int(match[3] or 0))
-    if version >= (6, 9, 0):
+    if version >= flaw.mended_in:
         return True
-    return any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_KERNELS)
+    return any(version[:2] == first[:2] and version >= first for first in flaw.stable)
 
 
-def _kernel(release: str) -> Iterable[Finding]:
-    release = release.strip()
-    # A distribution's own number (6.1.0-56) hides the stable release; its build date line tells, and is not parsed.
+def judge_kernel(release: str) -> Iterable[Finding]:
+    """Name each known flaw of the aoe driver that a kernel has, or may have."""
+    found = [(flaw, is_mended(flaw, release)) for flaw in FLAWS]
+    for flaw, mended in found:
+        if not mended:
+            yield Finding(
+                check="kernel",
+                severity=Severity.WARNING,
+                fact=f"{release} {'may lack' if mended is None else 'lacks'} the fix of {flaw.name} (aoe, {flaw.what})",
+                remedy=f"update the kernel: {flaw.mended_in[0]}.{flaw.mended_in[1]}, or a stable release of 2025 on",
+            )
+    if all(mended for _, mended in found):
+        yield Finding(check="kernel", severity=Severity.OK, fact=f"{release} has the aoe driver's known flaws mended")
+
+
+def _kernel_release() -> str:
+    release = Path("/proc/sys/kernel/osrelease").read_text(encoding="ascii").strip()
+    # A distribution's own number (6.1.0-56) hides the stable release; its build date line tells.
     if re.match(r"\d+\.\d+\.0-\d", release):
         version = Path("/proc/version").read_text(encoding="utf-8")
         stable = re.search(r"Debian (\d+\.\d+\.\d+)-\d+ \(", version)
         release = stable[1] if stable else release
-    fixed = kernel_is_fixed(release)
-    if fixed:
-        yield Finding(check="kernel", severity=Severity.OK, fact=f"{release} has the aoe driver's known crash fixed")
-    else:
-        known = "may lack" if fixed is None else "lacks"
-        yield Finding(
-            check="kernel",
-            severity=Severity.WARNING,
-            fact=f"{release} {known} the fix of CVE-2024-26898 (aoe, use after free)",
-            remedy="update the kernel: 6.9, or a stable release of March 2024 or later",
-        )
+    return release
 
 
 def _interface(san: San) -> Iterable[Finding]:
@@ -218,13 +247,29 @@ def _module(settings: Settings) -> Iterable[Finding]:
             remedy="run aoe-csi prepare-host (the kernel must have CONFIG_ATA_OVER_ETH)",
         )
         return
-    deadsecs = int((parameters / "aoe_deadsecs").read_text(encoding="ascii"))
-    if deadsecs == settings.initiator.deadsecs:
-        yield Finding(check="initiator", severity=Severity.OK, fact=f"aoe is loaded, aoe_deadsecs {deadsecs}")
-    else:
+    deadsecs = (parameters / "aoe_deadsecs").read_text(encoding="ascii")
+    interfaces = (parameters / "aoe_iflist").read_text(encoding="ascii")
+    yield from judge_driver(settings, deadsecs=int(deadsecs), interfaces=frozenset(re.findall(r"[^\s,]+", interfaces)))
+
+
+def judge_driver(settings: Settings, *, deadsecs: int, interfaces: frozenset[str]) -> Iterable[Finding]:
+    """Compare the running driver with the configuration: one that was loaded by others ignored our options."""
+    remedy = "run aoe-csi prepare-host, and see who else loads the module"
+    wanted = frozenset(san.interface for san in settings.san)
+    if deadsecs != settings.initiator.deadsecs:
         yield Finding(
             check="initiator",
             severity=Severity.FAILURE,
             fact=f"aoe_deadsecs is {deadsecs}, configured are {settings.initiator.deadsecs}",
-            remedy="run aoe-csi prepare-host",
+            remedy=remedy,
         )
+    if interfaces != wanted:
+        heard = ", ".join(sorted(interfaces)) or "every interface, pods' among them"
+        yield Finding(
+            check="initiator",
+            severity=Severity.FAILURE,
+            fact=f"the aoe driver listens on {heard}, configured are {', '.join(sorted(wanted))}",
+            remedy=remedy,
+        )
+    if deadsecs == settings.initiator.deadsecs and interfaces == wanted:
+        yield Finding(check="initiator", severity=Severity.OK, fact=f"aoe is loaded, aoe_deadsecs {deadsecs}")

@@ -173,6 +173,8 @@ def _serve(
     server = Server(options.endpoint, composition.services)
     socket = str(parse_endpoint(options.endpoint))
     with ExitStack() as checked:
+        if composition.alone is not None:
+            checked.enter_context(composition.alone)
         if options.health is not None:
             is_alive: health.Check = lambda: alive() or health.probe(socket)  # noqa: E731 - of a named type.
             checked.enter_context(

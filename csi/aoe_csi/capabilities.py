@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
-from aoe_core.errors import Invalid
+from aoe_core.errors import Invalid, OutOfRange
 from aoe_core.model import AccessMode
+from aoe_core.units import MIB, format_bytes
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.requests import shown
 
 FileSystemName = Literal["ext4", "xfs"]
 FILE_SYSTEMS: tuple[FileSystemName, ...] = get_args(FileSystemName)
 DEFAULT_FILE_SYSTEM: FileSystemName = "ext4"
+SMALLEST_XFS_BYTES = 300 * MIB
+"""mkfs.xfs(8) refuses less."""
 MAX_MOUNT_FLAGS_BYTES = 4096
 """csi.proto, MountVolume.mount_flags."""
 
@@ -100,6 +103,16 @@ def parse_capabilities(messages: Iterable[csi.VolumeCapability]) -> tuple[Capabi
     if len(wanted) > 1:
         raise Invalid(f"volume_capabilities ask for {' and '.join(wanted)}, and a volume holds one; say one of them")
     return capabilities
+
+
+def require_fitting(capabilities: Iterable[Capability], wanted: FileSystemName | None, size_bytes: int) -> None:
+    """Check that a file system can be made on so many bytes; else every stage would fail. Raises: OutOfRange."""
+    asked = {one.filesystem or wanted for one in capabilities if not one.block}
+    if "xfs" in asked and size_bytes < SMALLEST_XFS_BYTES:
+        raise OutOfRange(
+            f"xfs needs {format_bytes(SMALLEST_XFS_BYTES)} and {format_bytes(size_bytes)} are asked for; ask for more, "
+            "or for ext4"
+        )
 
 
 def _parse_mode(mode: int) -> AccessMode:

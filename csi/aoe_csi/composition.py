@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from aoe_core.errors import Invalid
+from aoe_core.host.process_lock import ProcessLock, engine_lock
 from aoe_core.settings import Settings
 from aoe_csi import metrics
 from aoe_csi.controller import Controller
@@ -37,6 +38,8 @@ class Composition:
 
     services: Services
     background: tuple[Background, ...]
+    alone: ProcessLock | None = None
+    """Held while it serves: no second process may do the same on this host."""
 
 
 def compose_standalone(settings: Settings) -> Composition:
@@ -48,13 +51,17 @@ def compose_standalone(settings: Settings) -> Composition:
         raise Invalid("the configuration has neither a pool nor `compute`, so there is nothing to serve; add one")
     controller = None
     node = None
+    alone = None
     background: list[Background] = []
     if settings.pool:
+        from aoe_core.attach.records import open_staged_check
         from aoe_core.volumes.engine import open_engine
 
-        engine = open_engine(settings)
+        state_directory = Path(settings.state_directory)
+        engine = open_engine(settings, is_staged=open_staged_check(state_directory))
         controller = Controller(engine)
         background.append(engine)
+        alone = engine_lock(state_directory)
     if settings.compute:
         from aoe_core.attach.attacher import open_attacher
 
@@ -62,7 +69,9 @@ def compose_standalone(settings: Settings) -> Composition:
         node = Node(attacher)
         background.append(attacher)
     return Composition(
-        services=Services(identity=Identity(), controller=controller, node=node), background=tuple(background)
+        services=Services(identity=Identity(), controller=controller, node=node),
+        background=tuple(background),
+        alone=alone,
     )
 
 
@@ -105,10 +114,12 @@ def report_host(settings: Settings) -> HostReport:
     """Return what this machine has and holds, as its engine and its stage records say."""
     report = HostReport(node=settings.node)
     if settings.pool:
+        from aoe_core.attach.records import open_staged_check
         from aoe_core.host.exports import ExportState
         from aoe_core.volumes.engine import open_engine
 
-        engine = open_engine(settings, waits_for_others=False)
+        is_staged = open_staged_check(Path(settings.state_directory))
+        engine = open_engine(settings, is_staged=is_staged, waits_for_others=False)
         inspection = engine.inspect()
         capacities = [(pool, engine.capacity(pool, None)) for pool in engine.pools()]
         report = replace(

@@ -25,7 +25,7 @@ from aoe_core.model import (
     VolumeStatus,
 )
 from aoe_csi import parameters, requests, topology
-from aoe_csi.capabilities import parse_capabilities, parse_capability
+from aoe_csi.capabilities import parse_capabilities, parse_capability, require_fitting
 from aoe_csi.paging import Pages
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
@@ -96,6 +96,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             reach=reach,
             source=source,
         )
+        require_fitting(capabilities, wanted.filesystem, spec.size_bytes)
         with self._locks.hold(f"volume/{volume_id}"):
             volume = self._provisioner.create_volume(spec)
         message = _volume_message(volume, sans)

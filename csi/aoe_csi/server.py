@@ -5,7 +5,6 @@ when it stops (even one that a newer process has bound since). So it is given a 
 the socket to its real place and takes it away again, under a lock file and only if it is still the same socket.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ from typing import Protocol
 import grpc
 
 from aoe_core.errors import Busy, Invalid, Unreachable
+from aoe_core.host.process_lock import ProcessLock
 from aoe_csi.interceptor import Edge
 from aoe_csi.proto import csi_pb2_grpc
 
@@ -88,17 +88,18 @@ class Server:
         self._edge = Edge()
         self._workers = ThreadPoolExecutor(max_workers=MAX_WORKERS, thread_name_prefix="call")
         self._server: grpc.Server | None = None
-        self._lock: int | None = None
+        lock = self._path.with_name(self._path.name + ".lock")
+        self._lock = ProcessLock(lock, f"socket {self._path} is served")
         self._bound: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Serve. Raises: Busy when another process serves there; Invalid or Unreachable when the socket cannot be."""
-        self._lock = _take_lock(self._path)
+        self._lock.take()
         try:
             _refuse_live(self._path)
             self._server = self._bind()
         except BaseException:
-            self._release()
+            self._lock.release()
             raise
         log.info("serving", extra={"endpoint": str(self._path)})
 
@@ -132,7 +133,7 @@ class Server:
             ended = self._edge.wait_idle(max(0.0, until - time.monotonic()))
         self._edge.stop()
         self._workers.shutdown(wait=False)
-        self._release()
+        self._lock.release()
         log.info("stopped", extra={"all_calls_ended": ended})
         return ended
 
@@ -145,26 +146,6 @@ class Server:
             self._path.unlink(missing_ok=True)
         else:
             log.warning("socket is another process's now and stays", extra={"endpoint": str(self._path)})
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            # Now, not when the process ends: a thread stuck in the kernel may keep it for as long as a target is dead.
-            os.close(self._lock)
-            self._lock = None
-
-
-def _take_lock(path: Path) -> int:
-    lock = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Invalid(f"lock file {lock} cannot be opened ({error.strerror}); create its directory first") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise Busy(f"socket {path} is served by another process, which holds {lock}; stop that one first") from error
-    return descriptor
 
 
 def _refuse_live(path: Path) -> None:

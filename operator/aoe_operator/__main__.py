@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aoe_core import preparation
+from aoe_core.attach.records import open_staged_check
 from aoe_core.errors import AoECsiError
 from aoe_core.host.files import DurableFiles
+from aoe_core.host.process_lock import engine_lock
 from aoe_core.host.runner import HostRunner
 from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import Liveness, LiveNodes
@@ -31,6 +33,8 @@ OK, REFUSED = 0, 2
 NAMESPACE = "aoe-csi"
 STATE = Path("/var/lib/aoe-csi")
 """The same in the container as on its host."""
+FORMER_S = 60.0
+"""How long a former process of this role is waited for."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,19 +91,25 @@ def _storage(options: argparse.Namespace, stop: threading.Event) -> None:
         if options.prepare_host:
             preparation.try_to_prepare(settings, runner)
 
-    with StorageProcess(
-        options.node,
-        store,
-        leases,
-        events,
-        Seen(DurableFiles(STATE / "seen")),
-        open_engine=functools.partial(open_engine, enter_host=options.enter_host),
-        card=card_status,
-        prepare=prepare,
-        check=functools.partial(find_lacks, runner),
-        boot=boot,
-        stop=stop,
-    ) as process:
+    # A pod that was deleted by force may live on for a while beside its successor.
+    with (
+        engine_lock(STATE, wait_s=FORMER_S),
+        StorageProcess(
+            options.node,
+            store,
+            leases,
+            events,
+            Seen(DurableFiles(STATE / "seen")),
+            open_engine=functools.partial(
+                open_engine, is_staged=open_staged_check(STATE), enter_host=options.enter_host
+            ),
+            card=card_status,
+            prepare=prepare,
+            check=functools.partial(find_lacks, runner),
+            boot=boot,
+            stop=stop,
+        ) as process,
+    ):
         handlers.run(handlers.storage(process.role, options.node), stop=stop, liveness=options.liveness)
 
 

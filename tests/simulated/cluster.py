@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.host import ComputeHost
+from aoe_core.attach.records import staged_check
 from aoe_core.errors import Busy, IdentityMismatch, InUse, Unfinished, Unreachable
 from aoe_core.fakes.lvm import ThinMedium
 from aoe_core.fakes.world import FakeMachine, Process, World
@@ -41,6 +42,8 @@ POOL_BYTES = 2 * GIB
 RESIDUE = b"of whoever had these disks before"
 """In the volume group's space from the beginning: not ours to wipe, and never to be taken for a file system."""
 COMPUTE_NODES = (NodeName("compute1"), NodeName("compute2"))
+ENGINE, ATTACHER = "engine", "attacher"
+STORAGE_NODE = NodeName("storage1")
 
 _PATIENCE = 60
 """How often something that may still be under way is asked again; each time a little later."""
@@ -54,17 +57,25 @@ def _parsed(name: str, text: str) -> ExportFile:
 class Cluster:
     """One storage machine and two compute machines on one SAN, all up."""
 
-    def __init__(self, *, free_addresses: int = 0, threads: bool = False, shelves: int = 1) -> None:
-        """Build it; with `free_addresses`, all others of its first shelf rest for ever; with `threads`, wipes and
-        copies run in the background as they do in production, and no order of steps is certain any more."""
+    def __init__(
+        self, *, free_addresses: int = 0, threads: bool = False, shelves: int = 1, same_host: bool = False
+    ) -> None:
+        """Build it.
+
+        `free_addresses`: so many, all others of the first shelf rest for ever. `threads`: wipes and copies run in the
+        background as they do in production, and no order of steps is certain any more. `same_host`: the storage machine
+        attaches volumes, too.
+        """
         self._threads = threads
         self.world = World()
-        self.storage = self.world.add_machine("storage1", san0=SAN)
+        self.storage = self.world.add_machine(STORAGE_NODE, san0=SAN)
         self.storage.lvm.add_group("vg0", GROUP_BYTES).foul(RESIDUE)
         self.storage.lvm.add_thin_pool("vg0", "tp0", POOL_BYTES)
         self.compute = {name: self.world.add_machine(name, san0=SAN) for name in COMPUTE_NODES}
+        if same_host:
+            self.compute[STORAGE_NODE] = self.storage
         self.settings = Settings(
-            node="storage1",
+            node=STORAGE_NODE,
             san=(San(name=SAN, interface=INTERFACE, shelves=((SHELF, SHELF + shelves - 1),)),),
             pool=(
                 Pool(name="thick", volume_group="vg0"),
@@ -75,11 +86,12 @@ class Cluster:
         )
         if free_addresses:
             self._use_up(free_addresses)
-        self._processes: dict[str, Process] = {}
-        self.engine = self._start_engine()
+        self._processes: dict[tuple[str, str], Process] = {}
+        """(Machine, role) → its process; on a machine that is both there are two, as in a cluster."""
+        self.engine = self.new_engine()
         self.attachments: dict[tuple[VolumeId, NodeName], Attachment] = {}
         """What the orchestrator remembers: publish_context, written once."""
-        self.attachers = {name: self._start_attacher(name) for name in COMPUTE_NODES}
+        self.attachers = {name: self._start_attacher(name) for name in self.compute}
 
     def _use_up(self, left: int) -> None:
         """Leave tombstones on all addresses but the first few: revoked at a time that never comes to rest."""
@@ -118,24 +130,25 @@ class Cluster:
         for machine in self.world.machines.values():
             if not machine.powered:
                 self.world.boot(machine.name)
-        if not self._processes[self.storage.name].alive:
-            self.engine = self._start_engine()
+        if not self._processes[self.storage.name, ENGINE].alive:
+            self.engine = self.new_engine()
             self.persist("recovery", self.engine.recover)
             self.persist("tending", self.engine.tend)
-        for name in COMPUTE_NODES:
-            if not self._processes[name].alive:
+        for name in self.compute:
+            if not self._processes[name, ATTACHER].alive:
                 self.attachers[name] = self._start_attacher(name)
                 self.attachers[name].tend()
 
-    def _start(self, machine: FakeMachine) -> Process:
-        old = self._processes.get(machine.name)
+    def _start(self, machine: FakeMachine, role: str) -> Process:
+        old = self._processes.get((machine.name, role))
         if old is not None:
             old.kill()
-        process = self._processes[machine.name] = machine.start_process("aoe-csi")
+        process = self._processes[machine.name, role] = machine.start_process(role)
         return process
 
-    def _start_engine(self) -> Engine:
-        process = self._start(self.storage)
+    def new_engine(self) -> Engine:
+        """Return the engine of a fresh process, which has not recovered yet; a former one is dead."""
+        process = self._start(self.storage, ENGINE)
         host = StorageHost(
             lvm=process.lvm,
             blocks=process.blocks,
@@ -143,12 +156,13 @@ class Cluster:
             export_units=process.export_units,
             segments=process.segments,
             interface_mac=self._storage_mac,
+            is_staged=staged_check(process.records("staged"), self.storage.boot_id),
             now_s=lambda: int(self.world.clock.now()),
         )
         return Engine(self.settings, host, jobs=JobBoard(threads=self._threads))
 
     def _start_attacher(self, node: NodeName) -> Attacher:
-        process = self._start(self.compute[node])
+        process = self._start(self.compute[node], ATTACHER)
         host = ComputeHost(
             initiator=process.initiator,
             ingress=process.ingress,

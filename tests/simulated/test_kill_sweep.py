@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 from _pytest.mark.structures import ParameterSet
-from tests.simulated.cluster import COMPUTE_NODES, Cluster
+from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE, Cluster
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
 from aoe_core.errors import AoECsiError
@@ -23,6 +23,7 @@ from aoe_core.model import (
     AccessMode,
     FromSnapshot,
     FromVolume,
+    NodeName,
     PoolName,
     SnapshotId,
     Source,
@@ -58,6 +59,12 @@ class Life:
     operations: tuple[Operation, ...]
     undo_from: int
     """From here on the operations undo whatever the ones before may have done."""
+    same_host: bool = False
+    """Whether the storage machine uses the volume itself."""
+
+    def begin(self) -> Cluster:
+        """Return a cluster on which nothing has happened yet."""
+        return Cluster(same_host=self.same_host)
 
 
 def spec(
@@ -116,7 +123,7 @@ DEATHS = (
 
 def boundaries(life: Life, position: int) -> int:
     """Return how many boundaries an operation has when nothing goes wrong."""
-    cluster = Cluster()
+    cluster = life.begin()
     for operation in life.operations[:position]:
         operation.act(cluster)
     passed = 0
@@ -133,7 +140,7 @@ def boundaries(life: Life, position: int) -> int:
 
 def live_until_death(life: Life, position: int, boundary: int, death: Callable[[Step], None]) -> Cluster:
     """Live until a boundary of an operation, and die there."""
-    cluster = Cluster()
+    cluster = life.begin()
     for operation in life.operations[:position]:
         operation.act(cluster)
     passed = 0
@@ -210,8 +217,8 @@ def storage_life(pool: str) -> Life:
     return Life(name=f"{pool} volume", operations=(*do, *undo), undo_from=len(do))
 
 
-def node_life(pool: str, use: Use) -> Life:
-    """Return a life in which a volume is used on a compute node, writes and all."""
+def node_life(pool: str, use: Use, node: NodeName = NODE) -> Life:
+    """Return a life in which a volume is used on a node, writes and all."""
     size_bytes = 320 * MIB if isinstance(use, FilesystemUse) and use.filesystem == "xfs" else SIZE_BYTES
     staging, target = "/staging/vol", "/pods/vol"
 
@@ -220,45 +227,47 @@ def node_life(pool: str, use: Use) -> Life:
         check_blank(one)
 
     def publish(one: Cluster) -> None:
-        one.attachments[VOLUME, NODE] = one.engine.publish(
-            VOLUME, one.identity(NODE), MODE, read_only=False, block=isinstance(use, BlockUse)
+        one.attachments[VOLUME, node] = one.engine.publish(
+            VOLUME, one.identity(node), MODE, read_only=False, block=isinstance(use, BlockUse)
         )
 
     def stage(one: Cluster) -> None:
-        one.attachers[NODE].stage(one.attachments[VOLUME, NODE], staging, use)
+        one.attachers[node].stage(one.attachments[VOLUME, node], staging, use)
 
     def publish_on_node(one: Cluster) -> None:
-        if not one.is_staged(VOLUME, NODE):
+        if not one.is_staged(VOLUME, node):
             stage(one)  # As kubelet does when the node has rebooted since.
-        one.attachers[NODE].publish(VOLUME, staging, target, use, read_only=False)
+        one.attachers[node].publish(VOLUME, staging, target, use, read_only=False)
 
     def write(one: Cluster) -> None:
         publish_on_node(one)
         if isinstance(use, BlockUse):
-            one.compute[NODE].write(target, MIB, b"written")
+            one.compute[node].write(target, MIB, b"written")
         else:
-            one.compute[NODE].write_file(target, "file", b"written")
+            one.compute[node].write_file(target, "file", b"written")
 
     def expand(one: Cluster) -> None:
         one.engine.expand_volume(VOLUME, size_bytes + 8 * MIB)
 
     def expand_on_node(one: Cluster) -> None:
         publish_on_node(one)
-        assert one.attachers[NODE].expand(VOLUME, target, size_bytes + 8 * MIB) == size_bytes + 8 * MIB
+        assert one.attachers[node].expand(VOLUME, target, size_bytes + 8 * MIB) == size_bytes + 8 * MIB
 
     def check(one: Cluster) -> None:
         publish_on_node(one)
-        machine = one.compute[NODE]
+        machine = one.compute[node]
         if isinstance(use, BlockUse):
             assert machine.read(target, MIB, 7) == b"written"
         else:
             assert machine.read_files(target) == {"file": b"written"}
-            usage = one.attachers[NODE].usage(VOLUME, target)
+            usage = one.attachers[node].usage(VOLUME, target)
             assert isinstance(usage, Usage)
             assert usage.total_bytes > size_bytes
 
     return Life(
-        name=f"{pool} {'block' if isinstance(use, BlockUse) else use.filesystem} volume in use",
+        name=f"{pool} {'block' if isinstance(use, BlockUse) else use.filesystem} volume in use"
+        + (" on its own machine" if node == STORAGE_NODE else ""),
+        same_host=node == STORAGE_NODE,
         operations=(
             Operation(name="create", act=create),
             Operation(name="publish", act=publish),
@@ -268,10 +277,10 @@ def node_life(pool: str, use: Use) -> Life:
             Operation(name="expand", act=expand),
             Operation(name="expand on the node", act=expand_on_node),
             Operation(name="check", act=check),
-            Operation(name="unpublish on the node", act=lambda one: one.attachers[NODE].unpublish(VOLUME, target)),
-            Operation(name="unstage", act=lambda one: one.attachers[NODE].unstage(VOLUME, staging)),
-            Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, NODE)),
-            Operation(name="sweep", act=lambda one: one.attachers[NODE].tend()),
+            Operation(name="unpublish on the node", act=lambda one: one.attachers[node].unpublish(VOLUME, target)),
+            Operation(name="unstage", act=lambda one: one.attachers[node].unstage(VOLUME, staging)),
+            Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, node)),
+            Operation(name="sweep", act=lambda one: one.attachers[node].tend()),
             Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
         ),
         undo_from=8,
@@ -284,6 +293,8 @@ LIVES = (
     node_life("thick", BlockUse(mode=MODE)),
     node_life("thick", FilesystemUse(mode=MODE, filesystem="ext4")),
     node_life("thin", FilesystemUse(mode=MODE, filesystem="xfs")),
+    node_life("thick", BlockUse(mode=MODE), STORAGE_NODE),
+    node_life("thin", FilesystemUse(mode=MODE, filesystem="ext4"), STORAGE_NODE),
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from aoe_core.attach.host import ComputeHost
 from aoe_core.attach.prove import address_of, prove_device
 from aoe_core.attach.publishing import Publishing
-from aoe_core.attach.records import FilesystemUse, StageRecord, StageRecords, Use
+from aoe_core.attach.records import FilesystemUse, StageRecord, StageRecords, Use, records_of
 from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
 from aoe_core.attach.staging import Staging
 from aoe_core.attach.sweeper import Sweeper
@@ -24,7 +24,6 @@ from aoe_core.host.attached import AttachedBlockDevices
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.blocks import HostBlockDevices
 from aoe_core.host.contracts import AoEDevice, Usage
-from aoe_core.host.files import DurableFiles
 from aoe_core.host.filesystems import HostFileSystems
 from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.initiator import LinuxInitiator
@@ -231,7 +230,7 @@ def open_attacher(settings: Settings, *, enter_host: bool = False) -> Attacher:
         mounts=HostMounts(runner, runner.process / "mountinfo"),
         filesystems=filesystems,
         blocks=AttachedBlockDevices(HostBlockDevices(runner), calls, filesystems.has_mark),
-        record_files=DurableFiles(Path(settings.state_directory) / "staged"),
+        record_files=records_of(Path(settings.state_directory)),
         interface_mac=interface_mac,
         boot=boot_id(),
         now_s=lambda: int(time.time()),

@@ -5,12 +5,16 @@ publish_context, so this file is where they learn the address. It is also the li
 alone and the watchdog must look after.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from aoe_core.errors import CommandFailed
 from aoe_core.host.contracts import RecordFiles
+from aoe_core.host.files import DurableFiles
+from aoe_core.host.links import boot_id
 from aoe_core.model import AccessMode, Address, Attachment, Mac, VolumeId
 
 
@@ -94,3 +98,27 @@ class StageRecords:
     def drop(self, volume_id: VolumeId) -> None:
         """Remove a record durably."""
         self._files.remove(volume_id)
+
+
+def staged_check(files: RecordFiles, boot: str) -> Callable[[VolumeId], bool]:
+    """Return what tells whether a volume is staged, or half-staged, since this machine's boot.
+
+    For the storage side of the same machine: a published block device is open only while somebody uses it.
+    """
+    records = StageRecords(files)
+
+    def is_staged(volume_id: VolumeId) -> bool:
+        record = records.find(volume_id)
+        return record is not None and record.boot == boot
+
+    return is_staged
+
+
+def open_staged_check(state_directory: Path) -> Callable[[VolumeId], bool]:
+    """Return `staged_check` of this machine."""
+    return staged_check(records_of(state_directory), boot_id())
+
+
+def records_of(state_directory: Path) -> RecordFiles:
+    """Return where the stage records of this machine are."""
+    return DurableFiles(state_directory / "staged")

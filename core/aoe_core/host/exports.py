@@ -50,6 +50,10 @@ UNKNOWN_BOOT = ""
 the boot of the grant proves nothing. Its next publish tells which boot it is in, and only a later one is clean."""
 
 
+UNSTARTED_BYTES = 0
+"""The size in a file whose exporter has not started since the file was changed, as far as anybody knows."""
+
+
 class ExportState(enum.Enum):
     """What an export file allows."""
 
@@ -99,7 +103,7 @@ class ExportFile:
     exporter: str
     granted_s: int
     size_bytes: int
-    """The device's size when the exporter last started: it reads the size once."""
+    """The device's size when the exporter last started: it reads the size once. Or UNSTARTED_BYTES."""
     former: tuple[Former, ...] = field(default=())
 
     @property

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from aoe_core.errors import (
     Unreachable,
 )
 from aoe_core.host.blocks import HostBlockDevices
-from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport
-from aoe_core.host.exports import ExportFile, ExportFiles, ExportState, Former, HostExportUnits
+from aoe_core.host.contracts import LogicalVolume, LvmReport
+from aoe_core.host.exports import UNSTARTED_BYTES, ExportFile, ExportFiles, ExportState, Former, HostExportUnits
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.links import card_mac
@@ -44,6 +44,7 @@ from aoe_core.model import (
     Capacity,
     FromSnapshot,
     FromVolume,
+    Grant,
     Mac,
     NodeIdentity,
     NodeName,
@@ -102,7 +103,10 @@ class Engine:
         self._free_shelves: set[tuple[SanName, int]] = set()
         """Shelves that were asked for on the wire, and nobody else answered."""
         self._copied: dict[VolumeId, VolumeId] = {}
-        """Copy → thick volume being read for it; guarded by the allocation lock, as new grants are."""
+        """Copy → thick volume being read for it, while a job of this process does so; guarded by the allocation lock,
+        as new grants are."""
+        self._deleting: set[VolumeId] = set()
+        """Volumes that a call is deleting; guarded by the allocation lock."""
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -142,7 +146,11 @@ class Engine:
         if found is None:
             self._require_whole_view(report, f"volume {volume_id}")
         volume = plan.require_found(found[0] if found else None, volume_id)
-        return VolumeStatus(volume=volume, grants=tuple(file.grant for file in self._held(volume_id)))
+        return VolumeStatus(volume=volume, grants=self.list_grants(volume_id))
+
+    def list_grants(self, volume_id: VolumeId) -> tuple[Grant, ...]:
+        """Return a volume's grants in force or half revoked, whatever LVM may say of the volume: no LVM call."""
+        return tuple(file.grant for file in self._held(volume_id))
 
     def list_volumes(self) -> tuple[VolumeStatus, ...]:
         """Return every ready volume with its grants, ordered by id; one LVM call."""
@@ -192,14 +200,17 @@ class Engine:
         if found is not None and found[0].state is VolumeState.READY:
             plan.require_same(found[0], spec)
             return found[0]
+        if found is None and (held := self._held(spec.volume_id)):
+            raise InUse(_lost_and_published(spec.volume_id, held))
         pool = pools.view(pool_settings, report)
+        self._require_no_other_copy(spec)
         if found is not None and not self._is_same_attempt(found, spec):
             # Nobody was given it: what a crash left of another attempt, or of a deletion.
             self._discard(found, report)
-            report = self._host.lvm.report()
+            found, report = None, self._host.lvm.report()
             pool = pools.view(pool_settings, report)
         source, source_lv = self._source(report, spec)
-        actions = plan.plan_create(spec, pool, source, source_lv)
+        actions = plan.plan_create(spec, pool, source, source_lv, left=found[1] if found else None)
         if any(isinstance(action, CopyRange) for action in actions):
             self._copy(spec, actions)
         else:
@@ -219,26 +230,37 @@ class Engine:
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Free a volume's name; a thick one's space is wiped in the background."""
-        report = self._host.lvm.report()
-        found = self._find_volume(report, volume_id)
-        held = self._held(volume_id)
-        if found is None:
-            if held:
-                raise InUse(
-                    f"volume {volume_id} is lost (no logical volume) and still published to "
-                    f"{', '.join(sorted({file.node for file in held}))}; unpublish it first"
-                )
-            self._require_whole_view(report, f"volume {volume_id}")
-            return
-        volume, lv = found
-        copies = self._copies_of(volume_id, report)
-        actions = plan.plan_delete(volume, lv, held, copies, [one.name for one in report.volumes])
-        if lv.active and self._host.blocks.open_count(lv.path) > 0:
-            raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
-        apply(self._host, actions)
+        with self._deletion(volume_id):
+            report = self._host.lvm.report()
+            found = self._find_volume(report, volume_id)
+            held = self._held(volume_id)
+            if found is None:
+                if held:
+                    raise InUse(_lost_and_published(volume_id, held))
+                self._require_whole_view(report, f"volume {volume_id}")
+                return
+            volume, lv = found
+            actions = plan.plan_delete(volume, lv, held, [one.name for one in report.volumes])
+            if lv.active and self._host.blocks.open_count(lv.path) > 0:
+                raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
+            apply(self._host, actions)
         for action in actions:
             if isinstance(action, RenameLv):
                 self._wipe(replace(volume, state=VolumeState.DELETING), replace(lv, name=action.new_name))
+
+    @contextlib.contextmanager
+    def _deletion(self, volume_id: VolumeId) -> Iterator[None]:
+        """Keep copies from a volume from beginning while it is deleted. Raises: Busy when one is under way."""
+        with self._allocation:
+            for copy, source in self._copied.items():
+                if volume_id in (copy, source):
+                    raise Busy(f"volume {source} is being copied to {copy}; ask again when that has ended")
+            self._deleting.add(volume_id)
+        try:
+            yield
+        finally:
+            with self._allocation:
+                self._deleting.discard(volume_id)
 
     def wipe_deleted(self) -> None:
         """Start to wipe every deleted volume that is not being wiped yet."""
@@ -319,11 +341,10 @@ class Engine:
         writable = mode.writes and not read_only
         if mode is AccessMode.MULTI_NODE_MULTI_WRITER and not block:
             raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
-        copies = self._copies_of(volume_id, report)
-        if writable and copies:
-            raise Busy(f"volume {volume_id} is being copied to {copies[0].volume_id}; it can be written to afterwards")
         if not lv.active:
             apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
+        if not self._held(volume_id):
+            apply(self._host, plan.plan_end_growth(volume, lv))
         filesystem = self._note_filesystem(volume, lv)
         with self._allocation:
             if writable and volume_id in self._copied.values():
@@ -362,12 +383,13 @@ class Engine:
 
     def recover(self) -> None:
         """Finish what a crash cut short: half revoked exports, units without a grant, exports that do not run."""
-        files = self._host.export_files.all()
-        live = {file.address for file in files if file.state is ExportState.LIVE}
-        for file in files:
+        for file in self._host.export_files.all():
             if file.state is ExportState.REVOKING:
                 self._try(plan.plan_revoke(file, self._host.now_s()))
+        # Calls are served meanwhile. A file is written before its unit starts: read the other way round, a grant made
+        # in between would look like a unit without one.
         states = self._host.export_units.states()
+        live = {file.address for file in self._host.export_files.all() if file.state is ExportState.LIVE}
         for address, unit in states.items():
             if unit.active and address not in live:
                 log.warning("export without a grant is stopped", extra={"address": str(address)})
@@ -433,26 +455,20 @@ class Engine:
         return work
 
     def _copy(self, spec: VolumeSpec, actions: tuple[Action, ...]) -> None:
-        """Copy a thick volume in the background. Once its target is tagged, `publish` sees the copy in LVM; before
-        that, in the set that both look at under the allocation lock."""
+        """Copy a thick volume in the background.
+
+        Meanwhile nobody is granted it for writing, and neither it nor the copy can be deleted. What a process leaves
+        unfinished holds up nobody: whoever goes on copies from the beginning.
+        """
         assert isinstance(spec.source, FromVolume)
         source = spec.source.volume_id
-        with self._allocation:
-            writers = [file.node for file in self._held(source) if file.writable]
-            if writers:
-                raise InUse(
-                    f"volume {source} is published read-write to {', '.join(writers)}; a thick volume can be copied "
-                    "only while nobody writes to it: unpublish it first"
-                )
-            self._copied[spec.volume_id] = source
         copy = self._work(actions)
 
         def work(report: Callable[[int], None]) -> None:
-            try:
+            with self._copying(spec.volume_id, source):
+                # What was planned with may be of before it was guarded: a deletion can have come to its end since.
+                self._require_volume(self._host.lvm.report(), source)
                 copy(report)
-            finally:
-                with self._allocation:
-                    self._copied.pop(spec.volume_id, None)
 
         self._jobs.run(
             f"copy/{spec.volume_id}",
@@ -462,9 +478,36 @@ class Engine:
             wait_s=_COPY_WAIT_S,
         )
 
+    @contextlib.contextmanager
+    def _copying(self, copy: VolumeId, source: VolumeId) -> Iterator[None]:
+        """Keep a volume as it is while it is read. Raises: InUse naming its writers, Busy while it is deleted."""
+        with self._allocation:
+            if source in self._deleting:
+                raise Busy(f"volume {source} is being deleted; choose another source")
+            writers = [file.node for file in self._held(source) if file.writable]
+            if writers:
+                raise InUse(
+                    f"volume {source} is published read-write to {', '.join(writers)}; a thick volume can be copied "
+                    "only while nobody writes to it: unpublish it first"
+                )
+            self._copied[copy] = source
+        try:
+            yield
+        finally:
+            with self._allocation:
+                self._copied.pop(copy, None)
+
+    def _require_no_other_copy(self, spec: VolumeSpec) -> None:
+        """Raises: Busy when a job still writes a copy of this name from something else."""
+        source = spec.source.volume_id if isinstance(spec.source, FromVolume) else None
+        with self._allocation:
+            copied = self._copied.get(spec.volume_id)
+        if copied is not None and copied != source:
+            raise Busy(f"volume {spec.volume_id} is being made as a copy of {copied}; ask again when that has ended")
+
     def _discard(self, found: tuple[Volume, LogicalVolume], report: LvmReport) -> None:
         volume, lv = found
-        apply(self._host, plan.plan_delete(volume, lv, (), (), [one.name for one in report.volumes]))
+        apply(self._host, plan.plan_delete(volume, lv, (), [one.name for one in report.volumes]))
         self._try_wipes()
 
     def _is_same_attempt(self, found: tuple[Volume, LogicalVolume], spec: VolumeSpec) -> bool:
@@ -513,7 +556,7 @@ class Engine:
             raise Busy(f"volume {volume.volume_id} is being taken from node {node.name}; unpublish it to the end first")
         own = grants.find_same([file.grant for file in held], node, mode, writable=writable, block=block)
         if own is not None:
-            return self._refresh(next(file for file in held if file.grant == own), node, node_id)
+            return self._refresh(next(file for file in held if file.grant == own), node, node_id, lv)
         grants.require_admissible(volume.volume_id, [file.grant for file in held], mode, writable=writable, block=block)
         address: Address | None = None
         san: San | None = None
@@ -548,7 +591,7 @@ class Engine:
             size_bytes=lv.size_bytes,
             former=former,
         )
-        reserve, *start = plan.plan_publish(file, restart=False)
+        reserve, *start = plan.plan_publish(file)
         apply(self._host, (reserve,))
         return file, tuple(start)
 
@@ -581,7 +624,9 @@ class Engine:
             log.error("shelf is used by another machine", extra={"shelf": address.shelf, "macs": list(users)})
             taken[address.shelf] = users
 
-    def _refresh(self, file: ExportFile, node: NodeIdentity, node_id: str) -> tuple[ExportFile, tuple[Action, ...]]:
+    def _refresh(
+        self, file: ExportFile, node: NodeIdentity, node_id: str, lv: LogicalVolume
+    ) -> tuple[ExportFile, tuple[Action, ...]]:
         """Bring a standing grant up to date with its node's network cards and boot."""
         if file.address is None or file.san is None:
             return file, ()
@@ -590,12 +635,15 @@ class Engine:
             raise Unreachable(
                 f"node {node.name} is no longer on SAN {file.san}; its volume {file.volume_id} is served there"
             )
-        if macs == file.macs and node_id == file.node_id:
-            return file, (StartExport(address=file.address),)
         fresh = replace(file, macs=macs, boot=node.boot, node_id=node_id)
-        reserve, *start = plan.plan_publish(fresh, restart=macs != file.macs)
+        if macs == file.macs and file.size_bytes != UNSTARTED_BYTES:
+            keep = () if fresh == file else (PutExport(file=fresh),)
+            apply(self._host, keep)
+            return fresh, (StartExport(address=file.address),)
+        fresh = replace(fresh, size_bytes=lv.size_bytes)
+        reserve, *restart = plan.plan_refresh(fresh)
         apply(self._host, (reserve,))
-        return fresh, tuple(start)
+        return fresh, tuple(restart)
 
     def _shared_san(self, node: NodeIdentity, wanted: SanName | None) -> San:
         ours = [san for san in self._settings.san if san.shelves and wanted in (None, san.name)]
@@ -625,6 +673,8 @@ class Engine:
         return replace(node, macs=tuple(configured.items()))
 
     def _revoke_local(self, file: ExportFile) -> None:
+        if self._host.is_staged(file.volume_id):
+            raise InUse(f"volume {file.volume_id} is still staged on {file.node}; unstage it there first")
         report = self._host.lvm.report()
         found = self._find_volume(report, file.volume_id)
         if found is not None and found[1].active:
@@ -710,9 +760,6 @@ class Engine:
         pairs = ((tags.read_volume(lv, pool), lv) for lv, pool in self._members(report))
         return [(volume, lv) for volume, lv in pairs if volume is not None]
 
-    def _copies_of(self, source: VolumeId, report: LvmReport) -> list[Volume]:
-        return [volume for volume, lv in self._volumes(report) if _is_copying_from(volume, lv, source)]
-
     def _snapshots(self, report: LvmReport) -> list[tuple[Snapshot, LogicalVolume]]:
         pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report))
         return [(snapshot, lv) for snapshot, lv in pairs if snapshot is not None]
@@ -731,13 +778,21 @@ class Engine:
         return [file for file in files if file.volume_id == volume_id and file.state is not ExportState.RESTING]
 
 
-def _is_copying_from(volume: Volume, lv: LogicalVolume, source: VolumeId) -> bool:
-    # A thin copy is made in one step and needs its source no longer.
-    return lv.kind is LvKind.THICK and volume.state is VolumeState.NEW and volume.source == FromVolume(volume_id=source)
+def _lost_and_published(volume_id: VolumeId, held: Sequence[ExportFile]) -> str:
+    return (
+        f"volume {volume_id} is lost (no logical volume) and still published to "
+        f"{', '.join(sorted({file.node for file in held}))}; bring its disks back, or unpublish it first"
+    )
 
 
-def open_engine(settings: Settings, *, waits_for_others: bool = True, enter_host: bool = False) -> Engine:
-    """Return the engine of this machine.
+def open_engine(
+    settings: Settings,
+    *,
+    is_staged: Callable[[VolumeId], bool],
+    waits_for_others: bool = True,
+    enter_host: bool = False,
+) -> Engine:
+    """Return the engine of this machine. `is_staged`: see StorageHost.
 
     `waits_for_others`: see HostLvm; False for one that is only looked at. `enter_host`: see HostRunner.
     """
@@ -750,6 +805,7 @@ def open_engine(settings: Settings, *, waits_for_others: bool = True, enter_host
         segments=RawSegments(),
         ingress=NftIngressRules(runner),
         interface_mac=card_mac,
+        is_staged=is_staged,
         now_s=lambda: int(time.time()),
     )
     return Engine(settings, host)

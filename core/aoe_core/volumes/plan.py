@@ -8,9 +8,9 @@ before it stops.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from aoe_core.errors import Busy, Conflict, InUse, NotFound, OutOfRange, Unsupported
+from aoe_core.errors import Conflict, InUse, NotFound, OutOfRange, Unsupported
 from aoe_core.host.contracts import LogicalVolume, LvKind
-from aoe_core.host.exports import UNKNOWN_BOOT, ExportFile, ExportState, Former
+from aoe_core.host.exports import UNKNOWN_BOOT, UNSTARTED_BYTES, ExportFile, ExportState, Former
 from aoe_core.model import (
     FromSnapshot,
     FromVolume,
@@ -73,11 +73,16 @@ def require_same(volume: Volume, spec: VolumeSpec) -> None:
 
 
 def plan_create(
-    spec: VolumeSpec, pool: PoolView, source: Volume | Snapshot | None, source_lv: LogicalVolume | None
+    spec: VolumeSpec,
+    pool: PoolView,
+    source: Volume | Snapshot | None,
+    source_lv: LogicalVolume | None,
+    *,
+    left: LogicalVolume | None = None,
 ) -> tuple[Action, ...]:
-    """Return what makes a volume that is not ready yet: from nothing, or from a `new` one left by a crash.
+    """Return what makes a volume that is not ready yet: from nothing, or from `left`, a `new` one of the same request.
 
-    Raises: OutOfRange, NoSpace, Unsupported.
+    Raises: OutOfRange, NoSpace, Unsupported, Conflict when a logical volume of its name is nobody's we know.
     """
     name = tags.volume_lv_name(spec.volume_id)
     size_bytes = pool.device_bytes(spec.size_bytes)
@@ -89,7 +94,11 @@ def plan_create(
     filesystem = source.filesystem if source is not None else None
     new = tags.of_volume(spec, spec.size_bytes, VolumeState.NEW, filesystem)
     path = f"/dev/{pool.vg}/{name}"
-    left = pool.find(name)
+    if left is None and pool.is_taken(name):
+        raise Conflict(
+            f"volume {spec.volume_id} cannot be made: logical volume {pool.vg}/{name} is there and is not one of this "
+            "driver's; rename it or move it away"
+        )
     thin_copy = pool.thin is not None and source_lv is not None
     actions: list[Action] = []
     if left is None:
@@ -126,19 +135,15 @@ def plan_delete(
     volume: Volume,
     lv: LogicalVolume,
     exports: Sequence[ExportFile],
-    copies: Sequence[Volume],
     names: Iterable[str],
 ) -> tuple[Action, ...]:
     """Return what frees a volume's name: a thin LV is removed in one step, a thick one tagged, then renamed.
 
-    `exports`: the volume's live or revoking exports; `copies`: volumes being copied from it; `names`: all LV names.
-    Raises: InUse naming the holders, Busy.
+    `exports`: the volume's live or revoking exports; `names`: all LV names. Raises: InUse naming the holders.
     """
     if exports:
         nodes = ", ".join(sorted({file.node for file in exports}))
         raise InUse(f"volume {volume.volume_id} is published to {nodes}; unpublish it there first")
-    if copies:
-        raise Busy(f"volume {volume.volume_id} is being copied to {copies[0].volume_id}; wait for that to end")
     if lv.kind is LvKind.THIN:
         return (RemoveLv(vg=lv.vg, name=lv.name),)
     actions: list[Action] = []
@@ -188,32 +193,44 @@ def plan_expand(
             f"{format_bytes(limit_bytes)}; volumes cannot shrink"
         )
     device_bytes = max(lv.size_bytes, pool.device_bytes(size_bytes))
+    grown_from_bytes = volume.grown_from_bytes
     actions: list[Action] = []
     if device_bytes > lv.size_bytes:
         require_room(pool, device_bytes - lv.size_bytes, f"volume {volume.volume_id}")
+        if pool.thin is None and grown_from_bytes is None and not exports:
+            grown_from_bytes = lv.size_bytes
+            actions.append(_retag(lv, add=frozenset({tags.growth_tag(grown_from_bytes)})))
         actions.append(ExtendLv(vg=lv.vg, name=lv.name, size_bytes=device_bytes))
+    if pool.thin is None:
+        # While a volume is exported only what this very plan adds is zeroed: what a plan that was cut short had added
+        # may have been served since, by an exporter that started anew, and be in use.
+        clean_bytes = lv.size_bytes if exports or grown_from_bytes is None else grown_from_bytes
+        actions.extend(_zero_growth(lv.path, clean_bytes, device_bytes))
+    add, remove = set[str](), set[str]()
     if size_bytes > volume.size_bytes:
-        if pool.thin is None:
-            # The new end may show what a former owner of the extents left there. The size's tag, written next, says
-            # that this is done; until then nobody was promised the new part.
-            start_bytes = max(pool.device_bytes(volume.size_bytes), device_bytes - ENDS_BYTES)
-            if start_bytes < device_bytes:
-                length_bytes = device_bytes - start_bytes
-                actions.append(ZeroRange(path=lv.path, offset_bytes=start_bytes, length_bytes=length_bytes))
-        actions.append(
-            RetagLv(
-                vg=lv.vg,
-                name=lv.name,
-                add=frozenset({tags.size_tag(size_bytes)}),
-                remove=frozenset({tags.size_tag(volume.size_bytes)}),
-            )
-        )
+        add.add(tags.size_tag(size_bytes))
+        remove.add(tags.size_tag(volume.size_bytes))
+    if grown_from_bytes is not None:
+        remove.add(tags.growth_tag(grown_from_bytes))
+    if add or remove:
+        actions.append(_retag(lv, add=frozenset(add), remove=frozenset(remove)))
     for file in exports:
         if file.state is ExportState.LIVE and file.address is not None and file.size_bytes != device_bytes:
             # The file's size is written last: it says what the running exporter knows.
             actions.append(RestartExport(address=file.address))
             actions.append(PutExport(file=replace(file, size_bytes=device_bytes)))
     return tuple(actions)
+
+
+def plan_end_growth(volume: Volume, lv: LogicalVolume) -> tuple[Action, ...]:
+    """Return what brings a growth to its end that was cut short while nobody had the volume: whoever is granted it next
+    uses what was added."""
+    if volume.grown_from_bytes is None:
+        return ()
+    return (
+        *_zero_growth(lv.path, volume.grown_from_bytes, lv.size_bytes),
+        _retag(lv, remove=frozenset({tags.growth_tag(volume.grown_from_bytes)})),
+    )
 
 
 # --- snapshots --------------------------------------------------------------------------------------------------
@@ -247,12 +264,22 @@ def plan_delete_snapshot(lv: LogicalVolume) -> tuple[Action, ...]:
 # --- grants -----------------------------------------------------------------------------------------------------
 
 
-def plan_publish(file: ExportFile, *, restart: bool) -> tuple[Action, ...]:
-    """Return what puts a grant in force: the file first, then the unit (none for same-host use)."""
-    actions: list[Action] = [PutExport(file=file)]
-    if file.address is not None:
-        actions.append(RestartExport(address=file.address) if restart else StartExport(address=file.address))
-    return tuple(actions)
+def plan_publish(file: ExportFile) -> tuple[Action, ...]:
+    """Return what puts a new grant in force: the file first, then the unit (none for same-host use)."""
+    if file.address is None:
+        return (PutExport(file=file),)
+    return (PutExport(file=file), StartExport(address=file.address))
+
+
+def plan_refresh(file: ExportFile) -> tuple[Action, ...]:
+    """Return what makes a running export do as its changed file says. Its size says what the exporter last started
+    with, so it is none until that has started anew: whatever cuts this short, the next call sees that it was cut."""
+    assert file.address is not None
+    return (
+        PutExport(file=replace(file, size_bytes=UNSTARTED_BYTES)),
+        RestartExport(address=file.address),
+        PutExport(file=file),
+    )
 
 
 def plan_revoke(file: ExportFile, now_s: int) -> tuple[Action, ...]:
@@ -306,6 +333,17 @@ def _zero_ends(path: str, start_bytes: int, size_bytes: int) -> Iterable[Action]
         return
     yield ZeroRange(path=path, offset_bytes=0, length_bytes=ENDS_BYTES)
     yield ZeroRange(path=path, offset_bytes=size_bytes - ENDS_BYTES, length_bytes=ENDS_BYTES)
+
+
+def _zero_growth(path: str, from_bytes: int, size_bytes: int) -> Iterable[Action]:
+    """Zero the end of what a thick volume has grown by: where signatures are looked for that a stranger left."""
+    start_bytes = max(from_bytes, size_bytes - ENDS_BYTES)
+    if start_bytes < size_bytes:
+        yield ZeroRange(path=path, offset_bytes=start_bytes, length_bytes=size_bytes - start_bytes)
+
+
+def _retag(lv: LogicalVolume, *, add: frozenset[str] = frozenset(), remove: frozenset[str] = frozenset()) -> RetagLv:
+    return RetagLv(vg=lv.vg, name=lv.name, add=add, remove=remove)
 
 
 def _deleted_name(volume_id: VolumeId, names: set[str]) -> str:

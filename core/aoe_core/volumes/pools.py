@@ -19,6 +19,8 @@ class PoolView:
     """The thin pool LV, or None for a thick pool."""
     members: tuple[LogicalVolume, ...]
     """Every LV in the pool, ours or not."""
+    names: frozenset[str]
+    """The names of all LVs of the volume group, in whatever pool."""
 
     @property
     def name(self) -> PoolName:
@@ -34,9 +36,9 @@ class PoolView:
         """Return the LV size that holds `size_bytes`: whole extents."""
         return round_up(max(size_bytes, 1), self.group.extent_bytes)
 
-    def find(self, lv_name: str) -> LogicalVolume | None:
-        """Return a member by its LV name."""
-        return next((lv for lv in self.members if lv.name == lv_name), None)
+    def is_taken(self, lv_name: str) -> bool:
+        """Say whether the volume group has an LV of a name."""
+        return lv_name in self.names
 
 
 def find_problem(pool: settings.Pool, report: LvmReport) -> str | None:
@@ -89,7 +91,8 @@ def view(pool: settings.Pool, report: LvmReport) -> PoolView:
         for lv in in_group
         if (lv.kind is LvKind.THIN and lv.thin_pool == pool.thin_pool if thin else lv.kind is LvKind.THICK)
     )
-    return PoolView(pool=pool, group=group, thin=thin, members=members)
+    names = frozenset(lv.name for lv in in_group)
+    return PoolView(pool=pool, group=group, thin=thin, members=members, names=names)
 
 
 def capacity(pool: PoolView) -> Capacity:

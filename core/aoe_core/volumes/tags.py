@@ -88,6 +88,11 @@ def size_tag(size_bytes: int) -> str:
     return _tag("size", str(size_bytes))
 
 
+def growth_tag(from_bytes: int) -> str:
+    """Return the tag of a growth under way: what lies behind these bytes may still show what a stranger left there."""
+    return _tag("grown-from", str(from_bytes))
+
+
 def filesystem_tag(filesystem: str) -> str:
     """Return the tag that says which file system was seen."""
     return _tag("fs", filesystem)
@@ -115,6 +120,7 @@ def read_volume(lv: LogicalVolume, pool: PoolName) -> Volume | None:
             san=SanName(values["san"]) if "san" in values else None,
             source=source,
             filesystem=values.get("fs"),
+            grown_from_bytes=int(values["grown-from"]) if "grown-from" in values else None,
         )
     except (KeyError, ValueError):
         return None

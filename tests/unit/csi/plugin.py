@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 import pytest
 
+from aoe_csi.attacher import Attacher
 from aoe_csi.controller import Controller
 from aoe_csi.identity import Identity
 from aoe_csi.node import Node
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
+from aoe_csi.provisioner import Provisioner
 from aoe_csi.server import Server, Services
 
 from .memory import NODE, MemoryAttacher, MemoryProvisioner
@@ -23,10 +25,10 @@ MODES = csi.VolumeCapability.AccessMode
 
 
 @dataclass
-class Plugin:
+class Stubs:
+    """A client of every service at one socket."""
+
     channel: grpc.Channel
-    provisioner: MemoryProvisioner
-    attacher: MemoryAttacher
     identity: csi_pb2_grpc.IdentityStub = field(init=False)
     controller: csi_pb2_grpc.ControllerStub = field(init=False)
     node: csi_pb2_grpc.NodeStub = field(init=False)
@@ -35,6 +37,12 @@ class Plugin:
         self.identity = csi_pb2_grpc.IdentityStub(self.channel)
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)
         self.node = csi_pb2_grpc.NodeStub(self.channel)
+
+
+@dataclass
+class Plugin(Stubs):
+    provisioner: MemoryProvisioner
+    attacher: MemoryAttacher
 
     @property
     def changes(self) -> int:
@@ -55,11 +63,17 @@ class Plugin:
 
 @contextmanager
 def serving(socket: Path, provisioner: MemoryProvisioner, attacher: MemoryAttacher) -> Iterator[Plugin]:
+    with connected(socket, provisioner, attacher) as channel:
+        yield Plugin(channel, provisioner, attacher)
+
+
+@contextmanager
+def connected(socket: Path, provisioner: Provisioner, attacher: Attacher) -> Iterator[grpc.Channel]:
     server = Server(str(socket), Services(identity=Identity(), controller=Controller(provisioner), node=Node(attacher)))
     server.start()
     try:
         with grpc.insecure_channel(f"unix:{socket}") as channel:
-            yield Plugin(channel, provisioner, attacher)
+            yield channel
     finally:
         assert server.stop(5)
 
