@@ -28,7 +28,7 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
     if name not in liveness.dead:
         _say(store, to, node, now_s, done=False, message=_why_not(name, liveness))
         return _AGAIN_S
-    volumes = [one for one in store.list(AoEVolume) if one.status.node == name]
+    volumes = [one for one in store.list(AoEVolume) if _is_there(one, name)]
     snapshots = [one for one in store.list(AoESnapshot) if one.spec.node == name]
     lost = f"storage node {name} was decommissioned, and this with it: delete it, and restore from a backup"
     for volume in volumes:
@@ -48,6 +48,13 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
         "nothing of it is left; delete its AoEShelves when every compute node has rebooted, and then this object",
     )  # fmt: skip
     return _AGAIN_S if volumes or snapshots else None
+
+
+def _is_there(volume: AoEVolume, node: str) -> bool:
+    # The finalizer comes before the word that it was taken on: one that was being taken on when its node died would
+    # never go.
+    going = volume.metadata.deletion_timestamp is not None
+    return volume.status.node == node or (volume.status.node is None and volume.spec.node == node and going)
 
 
 def _why_not(name: str, liveness: Liveness) -> str:

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -86,13 +86,20 @@ async def operator(handlers: Handlers, *, stop: threading.Event, liveness: str |
     )
 
 
+class _EachGeneration(kopf.AnnotationsDiffBaseStorage):
+    """Takes a spec that is again what it was for a new one: what happened in between may still have to be answered."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None) -> kopf.BodyEssence:
+        return super().build(body=body, extra_fields=[*(extra_fields or ()), "metadata.generation"])
+
+
 def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     """Return kopf's settings for one role."""
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = handlers.finalizer
     prefix = f"{handlers.role}.{GROUP}"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix, v1=False)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=prefix, v1=False)
+    settings.persistence.diffbase_storage = _EachGeneration(prefix=prefix, v1=False)
     # Each look at a host costs commands there; more at once would only wait for each other.
     settings.execution.max_workers = 8
     # Events are our own (aoe_core.resources.events): of what the host says, not of each time kopf calls.

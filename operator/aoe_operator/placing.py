@@ -83,15 +83,11 @@ class ClusterRole:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
             return None
-        written = placement.place(
-            self._store,
-            volume,
-            self._store.list(AoENode),
-            self._store.list(AoEVolume),
-            live=self._live(),
-            now_s=self._now_s(),
-        )
-        events.post_change(self._events, volume, written.status.conditions)
+        live = self._live()
+        if placement.is_open(volume, live=live):
+            nodes, volumes = self._store.list(AoENode), self._store.list(AoEVolume)
+            written = placement.place(self._store, volume, nodes, volumes, live=live, now_s=self._now_s())
+            events.post_change(self._events, volume, written.status.conditions)
         if volume.status.node is not None:
             return None
         return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S

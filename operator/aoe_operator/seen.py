@@ -91,11 +91,14 @@ def plan(before: Record | None, volume: AoEVolume) -> Record:
     """Return the record of a volume after its present spec was seen."""
     uid, generation = volume.metadata.uid, volume.metadata.generation
     now = Record(uid=uid, generation=generation, digest=_digest(volume), revision=_revision(volume))
-    # Made anew under the same name, by somebody who knows what he does: a restored one has its old uid.
-    if before is None or before.uid != uid:
+    if before is None:
         return now
     if before.held:
         return now if volume.metadata.annotations.get(FOLLOW) == str(before.generation) else before
+    if before.uid != uid:
+        # Made anew under the same name, or the one that had the name before, out of a backup.
+        is_newer = now.revision >= before.revision or not now.revision
+        return now if is_newer else msgspec.structs.replace(before, held=True)
     if (generation, now.digest) == (before.generation, before.digest):
         return before
     # A restored spec that was changed several times since may count as many generations as the one that was lost.

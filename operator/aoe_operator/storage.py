@@ -8,12 +8,13 @@ Ready; to delete what is held.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unreachable
+from aoe_core.locks import Locks
 from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, VolumeId, VolumeStatus, serial_of
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
@@ -21,7 +22,7 @@ from aoe_core.resources.events import Events
 from aoe_core.resources.fields import Condition, quantity
 from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
-from aoe_core.resources.store import Store
+from aoe_core.resources.store import Resource, Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
 from aoe_operator.seen import Seen
@@ -73,6 +74,7 @@ class StorageRole:
         self._events = events
         self._seen = seen
         self._now_s = now_s
+        self._locks = Locks()
         self._guard = threading.Lock()
         self._look: dict[VolumeId, VolumeStatus] = {}
         self._looked_s = float("-inf")
@@ -156,8 +158,13 @@ class StorageRole:
         """Bring one volume a step nearer to what is wanted.
 
         Returns: after how many seconds to look again, None when it is as wanted. Raises: Busy when somebody changed
-        the resource meanwhile, Unreachable when the API server does not answer.
+        the resource meanwhile, or when it is being looked at already; Unreachable when the API server does not answer.
         """
+        # Before anything is read: who waited with what he had read would act on the past.
+        with self._locks.hold(f"volume {name}"):
+            return self._reconcile_volume(name)
+
+    def _reconcile_volume(self, name: str) -> float | None:
         try:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
@@ -181,6 +188,8 @@ class StorageRole:
         if volume.status.node is None:
             volume = self._accept(volume)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation))
+        # First, and whatever became of the volume: to take an export back needs no LVM.
+        self._revoke_unwanted(volume, work)
         made = self._ensure(volume, work)
         if made is not None:
             made = self._ensure_size(volume, made, work)
@@ -287,13 +296,27 @@ class StorageRole:
         self._say(volume, work, "Expanded", None, message=f"the volume has {quantity(grown.size_bytes)}")
         return grown
 
-    def _ensure_grants(self, volume: AoEVolume, work: _Round) -> None:
-        """Revoke what no ticket asks for, then grant what tickets ask for."""
+    def _revoke_unwanted(self, volume: AoEVolume, work: _Round) -> None:
+        """Revoke what no ticket asks for, and count no grant as in force that is not."""
         volume_id = VolumeId(volume.metadata.name)
-        in_force = {grant.node: grant for grant in self._engine.get_volume(volume_id).grants}
+        wanted = {ticket.node for ticket in volume.spec.tickets}
+        in_force = self._engine.list_grants(volume_id)
+        self._revoke(volume, work, {grant.node: grant for grant in in_force if grant.node not in wanted})
+        left = {grant.node for grant in self._engine.list_grants(volume_id)} if in_force else set()
+        # A grant that could not be revoked is still in force, and the table must say so.
+        self._tell_grants(work, [one for one in volume.status.grants if one.node in left])
+
+    @staticmethod
+    def _tell_grants(work: _Round, grants: Sequence[GrantStatus]) -> None:
+        holders = ", ".join(f"{one.node} ({one.address or one.transport.value})" for one in grants)
+        work.status = replace(work.status, grants=tuple(grants), holders=holders)
+
+    def _ensure_grants(self, volume: AoEVolume, work: _Round) -> None:
+        """Grant what tickets ask for."""
+        volume_id = VolumeId(volume.metadata.name)
+        in_force = {grant.node: grant for grant in self._engine.list_grants(volume_id)}
         wanted = {ticket.node: ticket for ticket in volume.spec.tickets}
-        self._revoke(volume, work, {node: one for node, one in in_force.items() if node not in wanted})
-        grants: list[GrantStatus] = []
+        grants = [one for one in work.status.grants if one.node not in wanted]
         refusals: list[Refusal] = []
         for ticket in wanted.values():
             told = next((one for one in volume.status.grants if one.node == ticket.node), None)
@@ -310,19 +333,8 @@ class StorageRole:
                         node=ticket.node, node_id=ticket.node_id, reason=type(error).__name__, message=str(error)[:1024]
                     )
                 )
-        left = self._engine.get_volume(volume_id).grants
-        # A grant that could not be revoked is still in force, and the table must say so.
-        grants += [
-            one
-            for one in volume.status.grants
-            if one.node not in wanted and any(grant.node == one.node for grant in left)
-        ]
-        work.status = replace(
-            work.status,
-            grants=tuple(grants),
-            refusals=tuple(refusals),
-            holders=", ".join(f"{one.node} ({one.address or one.transport.value})" for one in grants),
-        )
+        self._tell_grants(work, grants)
+        work.status = replace(work.status, refusals=tuple(refusals))
 
     def _revoke(self, volume: AoEVolume, work: _Round, unwanted: dict[NodeName, Grant]) -> None:
         volume_id, failed = VolumeId(volume.metadata.name), None
@@ -344,14 +356,21 @@ class StorageRole:
         attachment = self._engine.publish(
             volume_id, identity, ticket.mode, read_only=not ticket.writable, block=ticket.block
         )
-        grants = self._engine.get_volume(volume_id).grants
-        grant = next((one for one in grants if one.node == identity.name), None)
+        grant = next((one for one in self._engine.list_grants(volume_id) if one.node == identity.name), None)
         if grant is None:
             raise Busy(f"volume {volume_id} was taken from node {ticket.node} while it was granted; ask again")
         return conversion.granted_of(grant, attachment)
 
     def _end_volume(self, volume: AoEVolume) -> float | None:
         """Delete what is to go; the finalizer goes only when LVM has let go of the name."""
+        if self._store.is_definition_going(AoEVolume):
+            # Nobody has asked for this volume's end.
+            log.warning(
+                "the definition of AoEVolumes is being removed: data and exports stay as they are",
+                extra={"volume": volume.metadata.name},
+            )
+            self._drop_finalizer(volume)
+            return None
         volume_id = VolumeId(volume.metadata.name)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
         try:
@@ -366,9 +385,12 @@ class StorageRole:
             self._write_status(volume, work.status)
             return work.again_s
         self._seen.forget(volume.metadata.name)
-        kept = tuple(one for one in volume.metadata.finalizers if one != FINALIZER)
-        self._store.update(replace(volume, metadata=replace(volume.metadata, finalizers=kept)))
+        self._drop_finalizer(volume)
         return None
+
+    def _drop_finalizer(self, resource: Resource) -> None:
+        kept = tuple(one for one in resource.metadata.finalizers if one != FINALIZER)
+        self._store.update(replace(resource, metadata=replace(resource.metadata, finalizers=kept)))
 
     def _say(
         self,
@@ -458,6 +480,13 @@ class StorageRole:
     def _end_snapshot(self, snapshot: AoESnapshot) -> float | None:
         if FINALIZER not in snapshot.metadata.finalizers:
             return None
+        if self._store.is_definition_going(AoESnapshot):
+            log.warning(
+                "the definition of AoESnapshots is being removed: the snapshot stays",
+                extra={"snapshot": snapshot.metadata.name},
+            )
+            self._drop_finalizer(snapshot)
+            return None
         try:
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
         except AoECsiError as error:
@@ -473,6 +502,5 @@ class StorageRole:
                 self._store.update_status(replace(snapshot, status=replace(snapshot.status, conditions=said)))
                 events.post_change(self._events, snapshot, said)
             return _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
-        kept = tuple(one for one in snapshot.metadata.finalizers if one != FINALIZER)
-        self._store.update(replace(snapshot, metadata=replace(snapshot.metadata, finalizers=kept)))
+        self._drop_finalizer(snapshot)
         return None

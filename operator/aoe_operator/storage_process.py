@@ -72,32 +72,37 @@ class StorageProcess:
         prepare(self._settings)
         self.engine = open_engine(self._settings)
         self.role = StorageRole(node, self.engine, store, events, seen=seen, now_s=lambda: int(time.time()))
-        self._thread = threading.Thread(target=self._beat_for_ever, name="heartbeat")
+        # Each on its own: what takes long on a host in trouble must not make it look dead.
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work, every * heartbeat_s), name=name)
+            for name, work, every in (
+                ("heartbeat", self.beat, 1),
+                ("sweep", self.sweep, _SWEEP_EVERY),
+                ("preflight", self._look_at_host, _CHECK_EVERY),
+            )
+        ]
 
     def __enter__(self) -> Self:
         self.engine.start_background()
-        self._thread.start()
+        # Before anything is placed here, the first report says what the host lacks.
+        _attempt(self._look_at_host)
+        _attempt(self.beat)
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self.engine.stop_background()
 
-    def _beat_for_ever(self) -> None:
-        for beat in range(1 << 62):
-            try:
-                if beat % _CHECK_EVERY == 0:
-                    self._findings = self._check(self._settings)
-                self.beat()
-                if beat % _SWEEP_EVERY == _SWEEP_EVERY - 1:
-                    self.sweep()
-            except AoECsiError as error:
-                log.error("heartbeat failed", extra={"error": str(error)})
-            except Exception:
-                log.exception("heartbeat failed")
-            if self._stop.wait(self._heartbeat_s):
-                return
+    def _repeat(self, work: Callable[[], None], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            _attempt(work)
+
+    def _look_at_host(self) -> None:
+        self._findings = self._check(self._settings)
 
     def beat(self) -> None:
         """Renew the Lease and report; ask for the process's end when its AoENode says something else now."""
@@ -140,6 +145,16 @@ class StorageProcess:
                 self.role.reconcile_volume(name)
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
+
+
+def _attempt(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except AoECsiError as error:
+        log.error("background work failed", extra={"work": work.__name__, "error": str(error)})
+    except Exception:
+        # The thread must outlive a bug in one round.
+        log.exception("background work failed", extra={"work": work.__name__})
 
 
 def await_node(store: Store, name: str) -> AoENode:

@@ -324,6 +324,78 @@ def test_a_volume_gone_from_lvm_is_lost_and_never_made_anew(
         machines.engine.get_volume(V)
 
 
+def test_a_lost_volume_can_be_taken_back_and_deleted(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """To revoke an export needs no LVM."""
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    machines.storage.lvm.groups["vg0"].volumes.pop(f"v-{V}")
+    deadline = time.monotonic() + 60
+    while store.get(AoEVolume, V).status.phase != "Lost" and time.monotonic() < deadline:
+        roles.sweep()
+    assert store.get(AoEVolume, V).status.grants
+    provisioner.unpublish(V, node.name)
+    assert machines.engine.list_grants(V) == ()
+    provisioner.delete_volume(V)
+    with pytest.raises(NotFound):
+        store.get(AoEVolume, V)
+
+
+def test_a_ticket_taken_back_before_it_was_granted_is_answered(
+    store: KubernetesStore, provisioner: ClusterProvisioner, machines: Machines
+) -> None:
+    """The spec is then what it was when it was handled last; its generation is not."""
+    first, second = (machines.identity(node) for node in COMPUTE_NODES)
+    shared = AccessMode.MULTI_NODE_MULTI_WRITER
+    provisioner.create_volume(spec())
+    provisioner.publish(V, first, shared, read_only=False, block=True)
+    unreachable = dataclasses.replace(second, macs=((SanName("elsewhere"), (Mac("52:54:00:00:01:98"),)),))
+    with pytest.raises(Unfinished):
+        ClusterProvisioner(store, patience_s=2).publish(V, unreachable, shared, read_only=False, block=True)
+    assert store.get(AoEVolume, V).status.refusals
+    provisioner.unpublish(V, second.name)
+    seen = store.get(AoEVolume, V)
+    assert seen.status.observed_generation == seen.metadata.generation
+    assert (seen.status.refusals, [grant.node for grant in seen.status.grants]) == ((), [first.name])
+
+
+def test_a_size_that_cannot_be_had_is_asked_for_no_more(
+    provisioner: ClusterProvisioner, store: KubernetesStore
+) -> None:
+    provisioner.create_volume(spec())
+    with pytest.raises(NoSpace):
+        provisioner.expand_volume(V, 100 * GIB)
+    assert store.get(AoEVolume, V).spec.size == "64Mi"
+    assert provisioner.expand_volume(V, 128 * MIB).size_bytes == 128 * MIB
+    assert store.get(AoEVolume, V).spec.size == "128Mi"
+
+
+@pytest.mark.parametrize("what", ["definition", "control"])
+def test_with_a_definition_no_data_goes(
+    provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles, what: str
+) -> None:
+    """Kubernetes deletes every resource of a kind with its definition. Control: somebody deletes the volume itself."""
+    provisioner.create_volume(spec())
+    provisioner.create_snapshot(SnapshotId("taken"), V)
+    provisioner.publish(V, machines.identity(COMPUTE_NODES[0]), WRITER, read_only=False, block=True)
+    if what == "control":
+        provisioner.unpublish(V, COMPUTE_NODES[0])
+        clean.kubectl("delete", "aoes/taken", "aoev/v", "--timeout=60s", timeout_s=90)
+        assert machines.engine.list_volumes() == ()
+        return
+    try:
+        definitions = ("crd/aoevolumes.aoe-csi.dev", "crd/aoesnapshots.aoe-csi.dev")
+        clean.kubectl("delete", *definitions, "--timeout=120s", timeout_s=150)
+        (left,) = machines.engine.list_volumes()
+        assert [grant.node for grant in left.grants] == [COMPUTE_NODES[0]]
+        assert [one.snapshot_id for one in machines.engine.list_snapshots()] == ["taken"]
+    finally:
+        roles.end()
+        clean.define_resources()
+
+
 @pytest.mark.usefixtures("provisioner")
 def test_a_person_makes_and_removes_a_volume_with_kubectl(clean: ControlPlane, machines: Machines) -> None:
     manifest = """

@@ -23,6 +23,7 @@ from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.core_v1 import EventSource, ObjectReference
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.operators import exists
+from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event as CoreEvent
 from lightkube.resources.core_v1 import Pod
@@ -133,6 +134,16 @@ class KubernetesStore:
         """Ask for a resource's end. Raises: Unreachable."""
         with contextlib.suppress(NotFound), _translated(kind, name):
             self._client.delete(_generic(kind), name)
+
+    def is_definition_going(self, kind: type[Resource]) -> bool:
+        """Say whether a kind's definition is being removed, or gone. Raises: Unreachable."""
+        name = f"{_PLURALS[kind]}.{GROUP}"
+        try:
+            with _translated(CustomResourceDefinition, name):
+                definition = self._client.get(CustomResourceDefinition, name)
+        except NotFound:
+            return True
+        return definition.metadata is not None and definition.metadata.deletionTimestamp is not None
 
     def await_(
         self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float

@@ -60,6 +60,9 @@ class LiveNodes:
         self._clock = clock
         self._guard = threading.Lock()
         self._seen: dict[str, _Sight] = {}
+        self._looked_s = 0.0
+        self._blind = False
+        """Whether a look has failed since the last that did not."""
         self._went_back = False
 
     def watch(
@@ -91,9 +94,19 @@ class LiveNodes:
 
     def look(self) -> Liveness:
         """Look at all Leases. Raises: Unreachable."""
-        marks = self._store.leases()
-        now = self._clock()
+        # One look after the other: two at once could note theirs in the wrong order, and the API server would seem to
+        # have gone back in time.
         with self._guard:
+            try:
+                marks = self._store.leases()
+            except AoECsiError:
+                self._blind = True
+                raise
+            now = self._clock()
+            if self._blind:
+                # While nobody could be asked, nobody could renew either.
+                self._forgive(now - self._looked_s)
+            self._looked_s, self._blind = now, False
             for node, revision in marks.items():
                 before = self._seen.get(node)
                 if before is None:
@@ -113,3 +126,9 @@ class LiveNodes:
                     node for node, sight in self._seen.items() if now - (sight.changed_s or sight.first_s) >= LIVE_S
                 ),
             )
+
+    def _forgive(self, away_s: float) -> None:
+        self._seen = {
+            node: _Sight(one.revision, one.first_s + away_s, None if one.changed_s is None else one.changed_s + away_s)
+            for node, one in self._seen.items()
+        }

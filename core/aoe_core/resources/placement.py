@@ -1,7 +1,7 @@
 """Where a volume goes: `choose` is pure, nodes in, a name out; `place` writes it down.
 
-The node with the most space left wins. What was placed and is not accepted yet counts as taken, so that a hundred
-claims at once do not all go to the node that looked emptiest.
+The node with the most space left wins. What was placed and is not made yet counts as taken, so that a hundred claims at
+once do not all go to the node that looked emptiest.
 """
 
 from collections.abc import Iterable
@@ -111,9 +111,7 @@ def place(
     Safe beside another that does the same: the one that comes second finds the resource changed.
     Returns: the volume as it is now. Raises: Busy, Unreachable.
     """
-    if volume.status.node is not None or volume.metadata.deletion_timestamp is not None:
-        return volume
-    if volume.spec.node is not None and volume.spec.node in live:
+    if not is_open(volume, live=live):
         return volume
     if volume.spec.node is not None and volume.metadata.annotations.get(CHOSEN) != volume.spec.node:
         waiting = Unreachable(
@@ -128,6 +126,13 @@ def place(
         return _say(store, volume, error, now_s)
     metadata = replace(volume.metadata, annotations={**volume.metadata.annotations, CHOSEN: node})
     return store.update(replace(volume, metadata=metadata, spec=replace(volume.spec, node=node)))
+
+
+def is_open(volume: AoEVolume, *, live: AbstractSet[str]) -> bool:
+    """Say whether there is anything to decide: nobody has taken it on, and nobody who lives was asked to."""
+    if volume.status.node is not None or volume.metadata.deletion_timestamp is not None:
+        return False
+    return volume.spec.node is None or volume.spec.node not in live
 
 
 def _say(store: Store, volume: AoEVolume, error: AoECsiError, now_s: int) -> AoEVolume:
@@ -152,7 +157,7 @@ def _source_node(store: Store, volume: AoEVolume) -> str | None:
 def _promised(others: Iterable[AoEVolume], pool: str) -> dict[str, int]:
     promised: dict[str, int] = {}
     for other in others:
-        if other.spec.node and other.spec.pool == pool and other.status.node is None:
+        if other.spec.node and other.spec.pool == pool and other.status.phase in ("Pending", "Creating"):
             promised[other.spec.node] = promised.get(other.spec.node, 0) + parse_quantity(other.spec.size)
     return promised
 

@@ -4,13 +4,14 @@ Owns: the wording of wishes, and the patience. Refuses: to decide about storage;
 answers come back as conditions. What is not done in time goes on, and the same call again finds it.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
 
-from aoe_core.errors import Busy, Conflict, InUse, Invalid, NoSpace, NotFound, Unfinished, Unreachable
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, Invalid, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.model import (
     AccessMode,
     Attachment,
@@ -144,31 +145,37 @@ class ClusterProvisioner:
     def expand_volume(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> Volume:
         """Ask for more and wait until the volume has it."""
         volume = self._ready_volume(volume_id)
-        now_bytes = parse_quantity(volume.spec.size)
-        if size_bytes > now_bytes:
-            volume = self._store.update(
-                msgspec.structs.replace(
-                    volume,
-                    spec=msgspec.structs.replace(
-                        volume.spec,
-                        size=quantity(size_bytes),
-                        max_size=quantity(limit_bytes) if limit_bytes else None,
-                    ),
-                )
+        has_bytes = parse_quantity(volume.status.size or volume.spec.size)
+        if limit_bytes and has_bytes > max(limit_bytes, size_bytes):
+            raise Conflict(
+                f"volume {volume_id} has {volume.status.size} already, over the limit; ask for at least that"
             )
-        elif limit_bytes and now_bytes > limit_bytes:
-            raise Conflict(f"volume {volume_id} has {volume.spec.size} already, over the limit; ask for at least that")
-        wanted_bytes, generation = max(size_bytes, now_bytes), volume.metadata.generation
+        wanted_bytes = max(size_bytes, has_bytes)
+        if parse_quantity(volume.spec.size) != wanted_bytes:
+            # Also back from a size that was asked for and could not be had.
+            volume = self._ask_for_size(volume, wanted_bytes, limit_bytes)
+        generation = volume.metadata.generation
 
         def grown(seen: AoEVolume | None) -> Volume | None:
             if seen is None:
                 raise NotFound(f"volume {volume_id} does not exist")
             if seen.status.size and parse_quantity(seen.status.size) >= wanted_bytes:
                 return conversion.volume_of(seen)
-            self._raise_refusal(seen, take_back=False, of="Expanded", since=generation)
+            try:
+                self._raise_refusal(seen, take_back=False, of="Expanded", since=generation)
+            except AoECsiError:
+                # Else it would grow unasked once there is room, and could never be asked for less.
+                with contextlib.suppress(Busy, Invalid):
+                    self._ask_for_size(seen, has_bytes, 0)
+                raise
             return None
 
         return self._await(AoEVolume, volume_id, grown, lambda _: f"volume {volume_id} is being expanded")
+
+    def _ask_for_size(self, volume: AoEVolume, size_bytes: int, limit_bytes: int) -> AoEVolume:
+        limit = quantity(limit_bytes) if limit_bytes else None
+        spec = msgspec.structs.replace(volume.spec, size=quantity(size_bytes), max_size=limit)
+        return self._store.update(msgspec.structs.replace(volume, spec=spec))
 
     # --- grants -------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,9 @@ class Store(Protocol):
     def delete(self, kind: type[Resource], name: str) -> None:
         """Ask for a resource's end; finalizers may hold it up. An absent one is deleted."""
 
+    def is_definition_going(self, kind: type[Resource]) -> bool:
+        """Say whether a kind's definition is being removed, or gone: its resources go with it, and nobody wished it."""
+
     def await_(
         self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float
     ) -> Answer | None:

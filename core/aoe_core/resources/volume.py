@@ -128,10 +128,6 @@ def _decided_list(field: str, remedy: str) -> dict[str, str]:
 
 
 _SPEC_RULES = rules(
-    rule(
-        "quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0",
-        "a volume cannot shrink; make a smaller one and copy",
-    ),
     rule("!quantity(self.size).isLessThan(quantity('1'))", "size must be at least 1 byte"),
     rule(
         "!has(self.maxSize) || quantity(self.maxSize).compareTo(quantity(self.size)) >= 0",
@@ -226,6 +222,13 @@ class AoEVolume(Fields, frozen=True, kw_only=True):
 
 
 ROOT_RULES = (
+    # What was asked for and not had can be asked for no more.
+    rule(
+        "quantity(self.spec.size).compareTo(quantity(oldSelf.spec.size)) >= 0"
+        " || (has(self.status) && has(self.status.size)"
+        " && quantity(self.spec.size).compareTo(quantity(self.status.size)) >= 0)",
+        "a volume cannot shrink; make a smaller one and copy",
+    ),
     rule(
         "!has(oldSelf.spec.node) || (has(self.spec.node) && self.spec.node == oldSelf.spec.node)"
         " || !has(oldSelf.status) || !has(oldSelf.status.node)",

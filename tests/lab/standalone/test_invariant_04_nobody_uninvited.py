@@ -108,6 +108,30 @@ def test_a_read_only_grant_refuses_writes_at_the_target(cluster: Standalone, wor
     )
 
 
+def test_control_without_its_flag_a_reader_writes(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+    """The protection off: the reader's export served without -r, and the node's own device set to be written to."""
+    reader = capability(block=True, mode=AccessMode.MULTI_NODE_READER_ONLY)
+    volume = workload(pool=THIN, size_bytes=16 << 20, capability=reader)
+    volume.create()
+    volume.attach("compute1")
+    storage, machine = cluster.storage["storage1"].machine, cluster.compute["compute1"].machine
+    context = volume.context["compute1"]
+    unit, (shelf, slot) = f"aoe-csi-export@{context['address'][1:]}", context["address"][1:].split(".")
+    storage.run(["systemctl", "stop", unit])
+    vblade = f"vblade -s -m {machine.san_mac('main')} {shelf} {slot} {storage.san_interface('main')}"
+    served = storage.spawn(
+        f"unshare --uts sh -c 'hostname {context['serial']}; exec {vblade} /dev/data/v-{volume.volume_id}'"
+    )
+    device = f"/dev/etherd/{context['address']}"
+    machine.run(
+        f"blockdev --setrw {device}; echo harm | dd of={device} bs=512 conv=sync,notrunc oflag=direct status=none"
+    )
+    assert storage.run(f"head -c 4 /dev/data/v-{volume.volume_id}").stdout == "harm"
+    served.stop()
+    machine.run(["blockdev", "--setro", device])
+    storage.run(["systemctl", "start", unit])
+
+
 def test_revoking_needs_nothing_from_the_node(cluster: Standalone, workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
     volume.create()

@@ -58,6 +58,27 @@ def test_a_volume_that_had_a_file_system_is_not_made_anew(
     assert storage.run(f"tr -d '\\0' < /dev/data/v-{volume.volume_id} | wc -c").stdout.strip() == "0"
 
 
+def test_control_whoever_believes_a_blank_look_formats_what_was_in_use(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """The protection off: what most drivers do, mkfs where blkid finds nothing; here after the first MiB was lost."""
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    target = volume.attach("compute1")
+    machine = cluster.compute["compute1"].machine
+    machine.run(f"for i in $(seq 50); do echo kept > {target}/$i; done; sync -f {target}")
+    volume.detach("compute1")
+    storage = cluster.storage["storage1"].machine
+    device = f"/dev/data/v-{volume.volume_id}"
+    listing = f"debugfs -R 'ls -p /' {device} 2>/dev/null | cut -d/ -f6"
+    assert "50" in storage.run(listing).stdout.split()
+    storage.run(f"dd if=/dev/zero of={device} bs=1M count=1 oflag=direct conv=notrunc status=none")
+    storage.run(f"blkid -p {device} || mkfs.ext4 -q {device}")
+    left = storage.run(listing).stdout.split()
+    assert "lost+found" in left
+    assert "50" not in left, "the files outlived mkfs, so this bed cannot show the harm"
+
+
 def test_control_a_never_formatted_blank_volume_is_formatted(workload: Callable[..., Workload]) -> None:
     volume = workload(pool=THICK, size_bytes=64 << 20)
     volume.create()

@@ -6,14 +6,17 @@ The sweep over every boundary is in tests/simulated; here are samples of it on r
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import grpc
 import pytest
 
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import THICK, THIN, Endpoint, Standalone, Workload, capability
+from aoe_lab.standalone import THICK, THIN, Endpoint, Standalone, Workload
 
+WATCH_S = 12
+"""How long a program is looked out for."""
 RETRIED = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.UNAVAILABLE,
@@ -22,18 +25,31 @@ RETRIED = {
 }
 
 
-def killed(server: Endpoint, call: Callable[[], object], after_s: float) -> None:
-    """Make a call, kill its server meanwhile, and make the call again until it succeeds, as an orchestrator does."""
-    first = threading.Thread(target=swallow, args=(call,))
-    first.start()
-    time.sleep(after_s)
-    server.kill()
-    first.join()
+def killed(server: Endpoint, call: Callable[[], object], program: str) -> bool:
+    """Make a call, kill its server as soon as a program of it runs, and make the call again until it succeeds, as an
+    orchestrator does. Returns: whether that program was seen in time; a short one may not be."""
+    seen: list[str] = []
+    watching = threading.Thread(target=lambda: seen.append(kill_at(server, program)))
+    watching.start()
+    time.sleep(1)  # Until the watcher is there.
+    swallow(call)
+    watching.join()
     deadline = time.monotonic() + 180
     while (refusal := attempt(server, call)) is not None:
         assert refusal.code() in RETRIED, refusal
         assert time.monotonic() < deadline, refusal
         time.sleep(1)
+    return seen == ["hit"]
+
+
+def kill_at(server: Endpoint, program: str) -> str:
+    """Kill a server on its machine at the first sight of a program; return `hit`, or `missed` after some seconds."""
+    # The bracket keeps pgrep from finding the shell that runs it.
+    look = f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
+    kill = f"systemctl kill --signal=KILL --kill-whom=main {server.unit}"
+    until = f"end=$(($(date +%s) + {WATCH_S})); while [ $(date +%s) -lt $end ]"
+    watch = f"{until}; do {look} && {kill} && echo hit && exit; done; echo missed"
+    return server.machine.run(watch, timeout_s=WATCH_S + 60).stdout.strip()
 
 
 def attempt(server: Endpoint, call: Callable[[], object]) -> grpc.RpcError | None:
@@ -54,36 +70,46 @@ def swallow(call: Callable[[], object]) -> None:
 def test_killed_servers_converge_on_real_machines(
     cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence, rounds: int
 ) -> None:
-    storage, compute = cluster.storage["storage1"], cluster.compute["compute1"]
-    kills = 0
+    hits: Counter[str] = Counter()
     for turn in range(rounds):
-        volume = workload(pool=(THICK, THIN)[turn % 2], size_bytes=96 << 20, capability=capability())
-        steps: list[tuple[Endpoint, Callable[[], object]]] = [
-            (storage, volume.create),
-            (storage, lambda volume=volume: volume.publish("compute1")),  # type: ignore[misc]
-            (compute, lambda volume=volume: volume.stage("compute1")),  # type: ignore[misc]
-            (compute, lambda volume=volume: volume.node_publish("compute1")),  # type: ignore[misc]
-            (storage, lambda volume=volume: volume.expand(160 << 20)),  # type: ignore[misc]
-            (compute, lambda volume=volume: volume.node_expand("compute1", 160 << 20)),  # type: ignore[misc]
-            (compute, lambda volume=volume: volume.node_unpublish("compute1")),  # type: ignore[misc]
-            (compute, lambda volume=volume: volume.unstage("compute1")),  # type: ignore[misc]
-            (storage, lambda volume=volume: volume.unpublish("compute1")),  # type: ignore[misc]
-            (storage, volume.delete),
-        ]
-        for number, (server, call) in enumerate(steps):
-            if number == 4:  # What was written before the later deaths must be there after them.
-                compute.machine.run(f"echo kept > {volume.target_path}/file; sync -f {volume.target_path}")
-            if number == 6:
-                assert compute.machine.run(f"cat {volume.target_path}/file").stdout == "kept\n"
-                size = int(compute.machine.run(f"df -B1 --output=size {volume.target_path} | tail -1").stdout)
-                assert size > 120 << 20
-            killed(server, call, after_s=0.15 + 0.37 * ((turn + number) % 5))
-            kills += 1
-        left = storage.machine.run(
-            f"for i in $(seq 60); do lvs --noheadings -o name data | grep {volume.volume_id} || exit 0; sleep 1; done",
-            timeout_s=90,
-        ).stdout
-        assert not left.split() or volume.volume_id not in storage.machine.run("lvs --noheadings -o name data").stdout
-        assert volume.volume_id not in compute.machine.run("ls /var/lib/aoe-csi/staged").stdout
-        assert volume.name not in compute.machine.run("findmnt -rno TARGET").stdout
-    evidence(f"{kills} calls killed with SIGKILL on real machines, all converged, nothing left")
+        hits += killed_through_its_life(cluster, workload(pool=(THICK, THIN)[turn % 2], size_bytes=96 << 20))
+    assert hits["lvcreate"], "no lvcreate was running when its server was killed"
+    assert hits["mkfs"], "no mkfs was running when its server was killed"
+    if rounds > 1:
+        assert hits.total() >= 20, hits
+    told = ", ".join(f"{program}: {count}" for program, count in hits.items())
+    evidence(f"{hits.total()} servers killed with SIGKILL while a command of theirs ran ({told}), all converged")
+
+
+def killed_through_its_life(cluster: Standalone, volume: Workload) -> Counter[str]:
+    """Return the programs at whose sight a server was killed."""
+    storage, compute = cluster.storage["storage1"], cluster.compute["compute1"]
+    steps: list[tuple[Endpoint, Callable[[], object], str]] = [
+        (storage, volume.create, "lvcreate"),
+        (storage, lambda: volume.publish("compute1"), "systemctl start aoe-csi-export"),
+        (compute, lambda: volume.stage("compute1"), "mkfs"),
+        (compute, lambda: volume.node_publish("compute1"), "mount --"),
+        (storage, lambda: volume.expand(160 << 20), "lvextend"),
+        (compute, lambda: volume.node_expand("compute1", 160 << 20), "resize2fs"),
+        (compute, lambda: volume.node_unpublish("compute1"), "umount"),
+        (compute, lambda: volume.unstage("compute1"), "umount"),
+        (storage, lambda: volume.unpublish("compute1"), "systemctl stop aoe-csi-export"),
+        (storage, volume.delete, "lvremove" if volume.pool == THIN else "lvrename"),
+    ]
+    hits: Counter[str] = Counter()
+    for number, (server, call, program) in enumerate(steps):
+        if number == 4:  # What was written before the later deaths must be there after them.
+            compute.machine.run(f"echo kept > {volume.target_path}/file; sync -f {volume.target_path}")
+        if number == 6:
+            assert compute.machine.run(f"cat {volume.target_path}/file").stdout == "kept\n"
+            size = int(compute.machine.run(f"df -B1 --output=size {volume.target_path} | tail -1").stdout)
+            assert size > 120 << 20
+        hits[program] += killed(server, call, program)
+    left = storage.machine.run(
+        f"for i in $(seq 60); do lvs --noheadings -o name data | grep {volume.volume_id} || exit 0; sleep 1; done",
+        timeout_s=90,
+    ).stdout
+    assert not left.split() or volume.volume_id not in storage.machine.run("lvs --noheadings -o name data").stdout
+    assert volume.volume_id not in compute.machine.run("ls /var/lib/aoe-csi/staged").stdout
+    assert volume.name not in compute.machine.run("findmnt -rno TARGET").stdout
+    return +hits

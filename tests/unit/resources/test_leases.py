@@ -1,8 +1,13 @@
 """LiveNodes judges by changes it sees, never by a clock of somebody else's."""
 
+import itertools
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from aoe_core.errors import Unreachable
 from aoe_core.resources.leases import LIVE_S, Liveness, LiveNodes
 
 
@@ -10,12 +15,15 @@ class Leases:
     def __init__(self) -> None:
         self.marks: dict[str, int] = {}
         self.now = 1000.0
+        self.away = False
 
     def renew_lease(self, node: str) -> int:
         self.marks[node] = self.marks.get(node, 0) + 1
         return self.marks[node]
 
     def leases(self) -> Mapping[str, int]:
+        if self.away:
+            raise Unreachable("the API server does not answer")
         return dict(self.marks)
 
 
@@ -80,3 +88,44 @@ def test_an_api_server_that_went_back_in_time_ends_the_watch() -> None:
     leases.marks["a"] = 5
     live.watch(stop, every_s=0.01).join(timeout=30)
     assert stop.is_set()
+
+
+def test_an_absence_of_the_api_server_is_nobody_s_silence() -> None:
+    leases = Leases()
+    leases.renew_lease("a")
+    live = LiveNodes(leases, lambda: leases.now)
+    live()
+    leases.renew_lease("a")
+    assert live() == {"a"}
+    leases.away = True
+    for _ in range(12):
+        leases.now += 10
+        with pytest.raises(Unreachable):
+            live()
+    leases.away = False
+    assert live.look() == Liveness(live=frozenset({"a"}))
+    leases.now += LIVE_S
+    assert live.look() == Liveness(dead=frozenset({"a"}))
+
+
+def test_looks_at_once_are_not_taken_for_a_step_back() -> None:
+    """Each lists a newer state than the one before; whoever notes his last must not have looked first."""
+    leases, stop = Leases(), threading.Event()
+    numbers = itertools.count(1)
+    live = LiveNodes(leases, lambda: leases.now)
+
+    class Slow(Leases):
+        def leases(self) -> Mapping[str, int]:
+            mark = next(numbers)
+            if mark % 2:
+                threading.Event().wait(0.01)
+            return {"a": mark}
+
+    live = LiveNodes(Slow(), lambda: leases.now)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: live(), range(64)))
+    watching = live.watch(stop, every_s=0.01)
+    threading.Event().wait(0.1)
+    assert not stop.is_set()
+    stop.set()
+    watching.join(timeout=30)

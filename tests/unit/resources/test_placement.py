@@ -28,11 +28,13 @@ def node(name: str, free: str = "100Gi", *, ready: bool = True, san: str = "main
     )
 
 
-def volume(name: str = "v", size: str = "10Gi", *, accepted: str | None = None, **spec: Any) -> AoEVolume:
+def volume(
+    name: str = "v", size: str = "10Gi", *, accepted: str | None = None, phase: str = "Pending", **spec: Any
+) -> AoEVolume:
     return AoEVolume(
         metadata=ObjectMeta(name=name),
         spec=AoEVolumeSpec(size=size, pool=spec.pop("pool", "thin"), **spec),
-        status=AoEVolumeStatus(node=accepted),
+        status=AoEVolumeStatus(node=accepted, phase=phase),
     )
 
 
@@ -48,10 +50,11 @@ def test_of_equal_ones_the_first_by_name_wins_in_any_order() -> None:
     assert chosen([node("c"), node("a"), node("b")]) == "a"
 
 
-def test_what_is_placed_and_not_accepted_counts() -> None:
-    promised = [volume(f"p{number}", "30Gi", node="a") for number in range(2)]
-    accepted = [volume("q", "90Gi", node="b", accepted="b")]
-    assert chosen([node("a"), node("b", "60Gi")], others=[*promised, *accepted]) == "b"
+def test_what_is_placed_and_not_made_yet_counts() -> None:
+    promised = volume("p", "30Gi", node="a")
+    accepted = volume("q", "30Gi", node="a", accepted="a", phase="Creating")
+    made = volume("r", "90Gi", node="b", accepted="b", phase="Ready")
+    assert chosen([node("a"), node("b", "60Gi")], others=[promised, accepted, made]) == "b"
 
 
 def test_a_san_asked_for_is_kept_to() -> None:

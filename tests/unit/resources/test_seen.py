@@ -59,8 +59,18 @@ def test_an_older_spec_and_what_grows_out_of_it_is_held_until_somebody_says_so(
 
 
 def test_one_made_anew_under_the_same_name_is_another(tmp_path: Path) -> None:
-    seen(tmp_path).require_current(volume(4))
-    seen(tmp_path).require_current(volume(1, uid="another"))
+    seen(tmp_path).require_current(volume(4, revision=800))
+    seen(tmp_path).require_current(volume(1, uid="another", revision=900))
+
+
+def test_the_one_that_had_the_name_before_is_not_followed_out_of_a_backup(tmp_path: Path) -> None:
+    """Deleted and made anew since the backup: the old one has another uid, and an older revision."""
+    seen(tmp_path).require_current(volume(1, uid="anew", revision=900))
+    with pytest.raises(Conflict, match="older than one"):
+        seen(tmp_path).require_current(volume(4, revision=800))
+    with pytest.raises(Conflict):
+        seen(tmp_path).require_current(volume(5, revision=950))
+    seen(tmp_path).require_current(volume(5, revision=950, follow="1"))
 
 
 def test_what_is_forgotten_may_come_again(tmp_path: Path) -> None:
