@@ -132,15 +132,22 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
-# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long}.md. bench.md is `make bench`'s.
-.PHONY: evidence evidence-simulated evidence-lab evidence-lab-long
-evidence: evidence-simulated evidence-lab evidence-lab-long ## Run all tests that give figures, long ones too, and write docs/evidence/
+# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long,demo,pods,pods-long}.md. The others are
+# `make bench`'s.
+.PHONY: evidence evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long
+evidence: evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
 	$(PYTEST) --evidence simulated tests/simulated
 evidence-lab: setup
 	$(PYTEST) --evidence lab -m 'not long' tests/lab
 evidence-lab-long: setup
 	$(PYTEST) --evidence lab-long -m long tests/lab
+evidence-demo: setup
+	$(PYTEST) --evidence demo -m long tests/demo
+evidence-pods: setup
+	$(PYTEST) --evidence pods -m 'not long' tests/pods
+evidence-pods-long: setup
+	$(PYTEST) --evidence pods-long -m long tests/pods
 
 .PHONY: test-cluster
 test-cluster: setup ## Test on a real Kubernetes control plane, built from its modules (the first time some ten minutes)

@@ -12,7 +12,7 @@ _FIGURES = pytest.StashKey[list[str]]()
 
 
 _HERE = Path(__file__).parent
-_NEED_A_LAB = ("lab", "cluster", "pods")
+_NEED_A_LAB = ("lab", "cluster", "pods", "demo")
 """Folders whose tests need a lab: its machines, or its network at least."""
 
 

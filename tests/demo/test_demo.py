@@ -1,0 +1,70 @@
+"""The demonstrations, as a person runs them: twice in a row, and interrupted; nothing of them is left."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aoe_lab.cachedir import CHECKOUT
+
+if TYPE_CHECKING:
+    from aoe_lab.evidence import Evidence
+
+pytestmark = pytest.mark.long
+
+LIMIT_S = 2400
+PLACE = b"/var/tmp/aoe-lab/demo/"
+"""In the command line of whatever a demonstration's lab runs."""
+# A step in the middle of each: machines run, volumes are in use.
+STANDALONE = ("aoe_lab.demo", "NodeStageVolume")
+KUBERNETES = ("aoe_lab.kubernetes.demo", "Pull the power")
+
+
+def left_over() -> list[str]:
+    """Return namespaces, emulators and disk servers of a demonstration that are still there."""
+    namespaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if b"/demo/" in read(path)]
+    return [line for line in namespaces.splitlines() if line.split()[0] == "aoe-demo"] + running
+
+
+def read(path: Path) -> bytes:
+    """Return a file's content, nothing of a process that has just ended."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(("module", "step"), [STANDALONE, KUBERNETES], ids=["standalone", "kubernetes"])
+def test_a_demonstration_works_twice_and_cleans_up(module: str, step: str, evidence: Evidence) -> None:
+    for turn in ("first", "second"):
+        begin = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", module], cwd=CHECKOUT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert left_over() == []
+        claims = done.stdout.count("✔")
+        steps = len(re.findall(r"^\[ ?\d+\]", done.stdout, re.MULTILINE))
+        assert claims > 4
+        evidence(f"{turn} run: {steps} steps, {claims} claims checked, {time.monotonic() - begin:.0f} s")
+    interrupted = subprocess.Popen(
+        [sys.executable, "-u", "-m", module], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert interrupted.stdout is not None
+    for line in interrupted.stdout:
+        if step in line:
+            break
+    time.sleep(1)
+    interrupted.send_signal(signal.SIGINT)
+    rest, _ = interrupted.communicate(timeout=300)
+    assert interrupted.returncode == 130, rest
+    assert left_over() == []
+    evidence(f"interrupted at {step!r}: exit 130, no machine, network or server left")
