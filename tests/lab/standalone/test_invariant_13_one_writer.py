@@ -6,6 +6,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import THICK, AccessMode, Standalone, Workload, capability
 
 CONTROL = "999 9"
@@ -44,7 +45,9 @@ def test_of_callers_at_once_for_two_nodes_one_wins(cluster: Standalone, workload
         assert len(set(won)) == 1, won
 
 
-def test_control_a_second_writer_ruins_a_file_system(cluster: Standalone, workload: Callable[..., Workload]) -> None:
+def test_control_a_second_writer_ruins_a_file_system(
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
+) -> None:
     """The protection off: the volume that compute1 has mounted is served to compute2, too, by a vblade of nobody's."""
     storage = cluster.storage["storage1"].machine
     one, two = (cluster.compute[name].machine for name in ("compute1", "compute2"))
@@ -61,11 +64,16 @@ def test_control_a_second_writer_ruins_a_file_system(cluster: Standalone, worklo
         two.run(f"for i in $(seq 30); do echo > /dev/etherd/discover; [ -b {disk} ] && exit 0; sleep 1; done; exit 1")
         two.run(f"mkdir -p /run/two; mount {disk} /run/two; for i in $(seq 200); do echo two > /run/two/two-$i; done")
         one.run(f"for i in $(seq 200); do echo one > {target}/one-$i; done; sync -f {target}")
-        two.run("umount /run/two")
+        two.run("umount /run/two")  # All that it wrote, it was told, is there.
         volume.node_unpublish("compute1")
         volume.unstage("compute1")
-        checked = storage.run(f"e2fsck -fn {device}", check=False)
-        assert checked.code != 0, f"two writers did no harm, so this bed cannot show it:\n{checked.stdout}"
+        broken = storage.run(f"e2fsck -fn {device}", check=False).code != 0
+        names = storage.run(f"debugfs -R 'ls -p /' {device} 2>/dev/null | cut -d/ -f6").stdout.split()
+        lost = 400 - sum(name.startswith(("one-", "two-")) for name in names)
+        assert broken or lost, "two writers did no harm, so this bed cannot show it"
+        evidence(
+            f"control: of 400 files that two writers were told are there {lost} are gone, e2fsck finds faults: {broken}"
+        )
     finally:
         second.stop()
         two.run(["systemctl", "start", "aoe-csi-node"])
