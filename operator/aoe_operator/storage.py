@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -106,6 +107,25 @@ class StorageRole:
             return self._store.get(AoESnapshot, name).spec.node == self._node
         except NotFound:
             return False
+
+    def let_go(self) -> None:
+        """Give up resources that go with their definition, and nothing else: see `_end_volume`.
+
+        kopf serves no kind whose definition is going, since the API server offers no patch of it any more, and the
+        finalizers would stay for ever. Two questions while no definition is going. Raises: Unreachable, Busy.
+        """
+        with suppress(NotFound):  # It is gone.
+            if self._store.is_definition_going(AoEVolume):
+                for volume in self._store.list(AoEVolume):
+                    if self._ends_here(volume):
+                        self._drop_finalizer(volume)
+            if self._store.is_definition_going(AoESnapshot):
+                for snapshot in self._store.list(AoESnapshot):
+                    if self._ends_here(snapshot):
+                        self._drop_finalizer(snapshot)
+
+    def _ends_here(self, resource: AoEVolume | AoESnapshot) -> bool:
+        return resource.spec.node == self._node and resource.metadata.deletion_timestamp is not None
 
     def find_drifted(self) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
@@ -364,11 +384,7 @@ class StorageRole:
     def _end_volume(self, volume: AoEVolume) -> float | None:
         """Delete what is to go; the finalizer goes only when LVM has let go of the name."""
         if self._store.is_definition_going(AoEVolume):
-            # Nobody has asked for this volume's end.
-            log.warning(
-                "the definition of AoEVolumes is being removed: data and exports stay as they are",
-                extra={"volume": volume.metadata.name},
-            )
+            # Nobody has asked for this volume's end: its definition is being removed, and every resource with it.
             self._drop_finalizer(volume)
             return None
         volume_id = VolumeId(volume.metadata.name)
@@ -390,7 +406,11 @@ class StorageRole:
 
     def _drop_finalizer(self, resource: Resource) -> None:
         kept = tuple(one for one in resource.metadata.finalizers if one != FINALIZER)
-        self._store.update(replace(resource, metadata=replace(resource.metadata, finalizers=kept)))
+        if kept == resource.metadata.finalizers:
+            return
+        log.info("let go", extra={"kind": type(resource).__name__, "resource": resource.metadata.name})
+        metadata = replace(resource.metadata, finalizers=kept)
+        self._store.update(replace(resource, metadata=metadata))
 
     def _say(
         self,
@@ -481,10 +501,6 @@ class StorageRole:
         if FINALIZER not in snapshot.metadata.finalizers:
             return None
         if self._store.is_definition_going(AoESnapshot):
-            log.warning(
-                "the definition of AoESnapshots is being removed: the snapshot stays",
-                extra={"snapshot": snapshot.metadata.name},
-            )
             self._drop_finalizer(snapshot)
             return None
         try:

@@ -138,6 +138,7 @@ class StorageProcess:
 
     def sweep(self) -> None:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
+        self.role.let_go()
         self._unclaimed = self.role.find_unclaimed()
         for name in self.role.find_drifted():
             log.warning("volume is not as it was", extra={"volume": name})

@@ -105,6 +105,7 @@ LET_THROUGH = (
     Attempt(what="new lease", change=lease("storage1")),
     Attempt(what="new event", change=event("default")),
     Attempt(what="get aoevolumes"),
+    Attempt(what="get crd aoevolumes.aoe-csi.dev"),
 )
 REFUSED = (
     Attempt(what="aoevolume other", change=set_status(phase="Ready"), status=True, refused="writes the status only"),

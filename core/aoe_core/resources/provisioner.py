@@ -151,10 +151,8 @@ class ClusterProvisioner:
                 f"volume {volume_id} has {volume.status.size} already, over the limit; ask for at least that"
             )
         wanted_bytes = max(size_bytes, has_bytes)
-        if parse_quantity(volume.spec.size) != wanted_bytes:
-            # Also back from a size that was asked for and could not be had.
-            volume = self._ask_for_size(volume, wanted_bytes, limit_bytes)
-        generation = volume.metadata.generation
+        # Also back from a size that was asked for and could not be had.
+        generation = self._ask_for_size(volume_id, wanted_bytes, limit_bytes).metadata.generation
 
         def grown(seen: AoEVolume | None) -> Volume | None:
             if seen is None:
@@ -165,17 +163,27 @@ class ClusterProvisioner:
                 self._raise_refusal(seen, take_back=False, of="Expanded", since=generation)
             except AoECsiError:
                 # Else it would grow unasked once there is room, and could never be asked for less.
-                with contextlib.suppress(Busy, Invalid):
-                    self._ask_for_size(seen, has_bytes, 0)
+                with contextlib.suppress(AoECsiError):
+                    self._ask_for_size(volume_id, has_bytes)
                 raise
             return None
 
         return self._await(AoEVolume, volume_id, grown, lambda _: f"volume {volume_id} is being expanded")
 
-    def _ask_for_size(self, volume: AoEVolume, size_bytes: int, limit_bytes: int) -> AoEVolume:
+    def _ask_for_size(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> AoEVolume:
+        deadline = time.monotonic() + self._patience_s
         limit = quantity(limit_bytes) if limit_bytes else None
-        spec = msgspec.structs.replace(volume.spec, size=quantity(size_bytes), max_size=limit)
-        return self._store.update(msgspec.structs.replace(volume, spec=spec))
+        while True:
+            volume = self._ready_volume(volume_id)
+            if parse_quantity(volume.spec.size) == size_bytes:
+                return volume
+            spec = msgspec.structs.replace(volume.spec, size=quantity(size_bytes), max_size=limit)
+            try:
+                return self._store.update(msgspec.structs.replace(volume, spec=spec))
+            except Busy:
+                # Somebody else changed it between our look and our word.
+                if time.monotonic() > deadline:
+                    raise
 
     # --- grants -------------------------------------------------------------------------------------------------
 
