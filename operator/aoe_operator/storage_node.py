@@ -1,19 +1,16 @@
-"""A storage node's own resource: its settings out of the spec, and its status out of the engine.
-
-The claims to shelves are resources too (AoEShelf): a node may claim what its spec's ranges allow and nobody has.
-"""
+"""A storage node's own resource: its settings out of the spec and its claims, and its status out of the engine."""
 
 from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Conflict, NoSpace, Unreachable
+from aoe_core.errors import AoECsiError, Unreachable
 from aoe_core.model import PoolName
 from aoe_core.resources import conditions, events
 from aoe_core.resources.events import Event, Events
-from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
-from aoe_core.resources.node import MAX_ORPHANS, AoENode, AoENodeStatus, Finding, Orphan, PoolStatus, SanSpec, SanStatus
-from aoe_core.resources.shelf import AoEShelf, AoEShelfSpec, shelf_name
+from aoe_core.resources.fields import parse_quantity, quantity
+from aoe_core.resources.node import MAX_ORPHANS, AoENode, AoENodeStatus, Finding, Orphan, PoolStatus, SanStatus
+from aoe_core.resources.shelf import AoEShelf
 from aoe_core.resources.store import Store
 from aoe_core.settings import Exports, Pool, San, Settings
 from aoe_core.volumes.engine import Engine
@@ -50,31 +47,6 @@ def settings_of(node: AoENode, claims: Iterable[AoEShelf]) -> Settings:
         ),
         exports=Exports(exporter=node.spec.exporter, buffers=node.spec.buffers, rest_s=node.spec.rest_seconds),
     )
-
-
-def claim_shelf(store: Store, node: AoENode, san: SanSpec, system_id: str = "") -> AoEShelf:
-    """Claim one more shelf of a SAN: the first of the ranges that nobody has. Raises: NoSpace, Unreachable."""
-    taken = {claim.spec.shelf for claim in store.list(AoEShelf) if claim.spec.san == san.name}
-    for shelf in (shelf for one in san.shelves for shelf in range(one.first, one.last + 1)):
-        if shelf in taken or shelf == 4095:
-            continue
-        spec = AoEShelfSpec(san=san.name, shelf=shelf, node=node.metadata.name, system_id=system_id)
-        try:
-            return store.create(AoEShelf(metadata=ObjectMeta(name=shelf_name(san.name, shelf)), spec=spec))
-        except Conflict:
-            continue  # Somebody was faster.
-    raise NoSpace(
-        f"every shelf that AoENode {node.metadata.name} may claim on SAN {san.name} is claimed; widen its ranges"
-    )
-
-
-def ensure_claims(store: Store, node: AoENode) -> tuple[AoEShelf, ...]:
-    """Return the node's claims, after seeing to one on each SAN. Raises: NoSpace, Unreachable."""
-    claims = [claim for claim in store.list(AoEShelf) if claim.spec.node == node.metadata.name]
-    for san in node.spec.sans:
-        if not any(claim.spec.san == san.name for claim in claims):
-            claims.append(claim_shelf(store, node, san))
-    return tuple(claims)
 
 
 def report(

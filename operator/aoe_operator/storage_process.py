@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Self
 
 from aoe_core import preflight
-from aoe_core.errors import AoECsiError
+from aoe_core.errors import AoECsiError, NoSpace
 from aoe_core.host.runner import HostRunner
-from aoe_core.resources.events import Events
+from aoe_core.resources.events import Event, Events
 from aoe_core.resources.leases import RENEW_S, WENT_BACK, LeaseStore
 from aoe_core.resources.node import AoENode, Finding, Orphan, SanStatus
 from aoe_core.resources.store import Store
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import Engine
-from aoe_operator import metrics, storage_node
+from aoe_operator import metrics, shelves, storage_node
 from aoe_operator.seen import Seen
 from aoe_operator.storage import StorageRole
 
@@ -63,9 +63,10 @@ class StorageProcess:
         self._stop = stop
         self._heartbeat_s = heartbeat_s
         self._revision = 0
+        self._told_short: set[str] = set()
         self._unclaimed: tuple[Orphan, ...] = ()
         self._node = await_node(store, node)
-        self._claims = storage_node.ensure_claims(store, self._node)
+        self._claims = shelves.ensure_claims(store, self._node)
         self._settings = storage_node.settings_of(self._node, self._claims)
         self._check = check
         self._findings: tuple[Finding, ...] = ()
@@ -139,6 +140,7 @@ class StorageProcess:
     def sweep(self) -> None:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
         self.role.let_go()
+        self.claim_more()
         self._unclaimed = self.role.find_unclaimed()
         for name in self.role.find_drifted():
             log.warning("volume is not as it was", extra={"volume": name})
@@ -146,6 +148,23 @@ class StorageProcess:
                 self.role.reconcile_volume(name)
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
+
+    def claim_more(self) -> None:
+        """Claim a further shelf where addresses run short, and ask for the process's end, to start anew with it."""
+        files = self.engine.inspect().exports
+        rest_s = self._settings.exports.rest_s
+        short = shelves.find_short(self._claims, files, now_s=int(time.time()), rest_s=rest_s)
+        for san in (one for one in self._node.spec.sans if one.name in short):
+            try:
+                claim = shelves.claim_shelf(self._store, self._node, san)
+            except NoSpace as error:
+                if san.name not in self._told_short:
+                    self._told_short.add(san.name)
+                    message = f"few addresses are left on SAN {san.name}, and {error}"
+                    self._events.post(self._node, Event(reason="FewAddresses", message=message, is_warning=True))
+                continue
+            log.warning("addresses ran short; a further shelf is claimed", extra={"shelf": claim.metadata.name})
+            self._stop.set()
 
 
 def _attempt(work: Callable[[], None]) -> None:
