@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FINALIZER = "aoe-csi.dev/storage"
 _SOON_S = 1.0
+_UNFINISHED_S = 5.0
+"""A copy under way; or an exporter that the kernel holds, of which each look takes a minute."""
 _LATER_S = 30.0
 _FIRST_LOOK_S = 30.0
 """How old a look at LVM may be by which a volume is taken for settled."""
@@ -46,8 +48,14 @@ class _Round:
 
     def postpone(self, error: AoECsiError) -> None:
         """Look again: soon at what may be over in a moment, later at what a person must mend."""
-        after_s = _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+        after_s = _again_s(error)
         self.again_s = after_s if self.again_s is None else min(self.again_s, after_s)
+
+
+def _again_s(error: AoECsiError) -> float:
+    if isinstance(error, Unfinished):
+        return _UNFINISHED_S
+    return _SOON_S if isinstance(error, (Busy, Unreachable)) else _LATER_S
 
 
 def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
@@ -470,7 +478,7 @@ class StorageRole:
                 ready=snapshot.status.ready and not lost,
                 conditions=self._ready(snapshot, error, reason="Lost" if lost else ""),
             )
-            again_s = _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+            again_s = _again_s(error)
         else:
             status = AoESnapshotStatus(
                 observed_generation=snapshot.metadata.generation,
@@ -517,6 +525,6 @@ class StorageRole:
             if said != snapshot.status.conditions:
                 self._store.update_status(replace(snapshot, status=replace(snapshot.status, conditions=said)))
                 events.post_change(self._events, snapshot, said)
-            return _SOON_S if isinstance(error, (Busy, Unfinished, Unreachable)) else _LATER_S
+            return _again_s(error)
         self._drop_finalizer(snapshot)
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aoe_lab.kubernetes.helm import CHART, DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
+from aoe_lab.kubernetes.helm import DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
 from aoe_lab.kubernetes.programs import snapshot_definitions
 
 from .installed import TAKE, values
@@ -36,13 +36,15 @@ def helm(clean: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_helm_finds_nothing_to_criticise(helm: Helm) -> None:
-    helm.run("lint", "--strict", CHART)
+    helm.lint(values())
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"storageNodse": []}, "storageNodse"),
+        ({"storageNodes": []}, "storage.nodesByHand=true"),
+        ({"sans": []}, "which network interface"),
         ({"sans": [{"name": "main"}]}, "interfaces"),
         ({"sans": [{"name": "Main", "interfaces": ["eth1"]}]}, "/sans/0/name"),
         ({"initiator": {"deadSeconds": 0}}, "deadSeconds"),

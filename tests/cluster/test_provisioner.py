@@ -38,6 +38,7 @@ from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, Ku
 from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
 from aoe_core.resources.provisioner import ClusterProvisioner
+from aoe_core.resources.shelf import AoEShelf
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec
@@ -147,8 +148,9 @@ def _card(interface: str) -> SanStatus:
 
 
 @pytest.fixture
-def machines() -> Machines:
-    return Machines(threads=True)
+def machines(request: pytest.FixtureRequest) -> Machines:
+    """Parametrized, so many addresses are left on the storage machine's shelf; else all."""
+    return Machines(threads=True, free_addresses=getattr(request, "param", 0))
 
 
 @pytest.fixture
@@ -169,7 +171,7 @@ def roles(
     monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
     spec = AoENodeSpec(
         pools=(PoolSpec(name="thick", volume_group="vg0"), PoolSpec(name="thin", volume_group="vg0", thin_pool="tp0")),
-        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),),
+        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF + 1),)),),
     )
     store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
     leases = KubernetesLeases(plane.kubeconfig, "default")
@@ -606,6 +608,13 @@ def test_a_ticket_follows_its_node_to_another_card(
     assert roles.store.await_(AoEVolume, V, served, timeout_s=60) == str(before.address)
     (grant,) = machines.engine.get_volume(V).grants
     assert grant.node_id == str(now)
+
+
+@pytest.mark.parametrize("machines", [20], indirect=True)
+def test_a_further_shelf_is_claimed_before_addresses_run_short(roles: Roles) -> None:
+    """And the process ends, to start anew with it."""
+    assert roles.stopped.wait(60)
+    assert {claim.metadata.name for claim in roles.store.list(AoEShelf)} == {f"{SAN}-{SHELF}", f"{SAN}-{SHELF + 1}"}
 
 
 def orphans(store: KubernetesStore) -> set[str]:

@@ -44,6 +44,10 @@ class Helm:
             env={name: str(self.place) for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")},
         )
 
+    def lint(self, values: dict[str, Any]) -> None:
+        """Have helm look for mistakes. Raises: CommandFailed with what it found."""
+        self.run("lint", "--strict", CHART, self._values(values))
+
     def template(self, values: dict[str, Any], *words: str, check: bool = True) -> Finished:
         """Render the chart without asking the cluster."""
         return self.run("template", RELEASE, CHART, self._values(values), *words, check=check)

@@ -60,8 +60,8 @@ def test_a_host_that_was_prepared_stays_prepared_by_a_power_cut(cluster: Standal
     storage = cluster.storage["storage1"]
     units, programs = "/etc/systemd/system/aoe-csi-ex*", "/usr/local/lib/aoe-csi"
     storage.machine.run(f"rm -r {units} /etc/systemd/system/*.wants/aoe-csi-ex* {programs}; sync")
-    storage.machine.run("echo unflushed > /root/control")
-    storage.machine.run(["aoe-csi", "prepare-host"])
+    # Last, and at once: the kernel writes out by itself what is half a minute old.
+    storage.machine.run("aoe-csi prepare-host; code=$?; echo unflushed > /root/control; exit $code", timeout_s=180)
     storage.machine.power_cut()
     storage.machine.boot()
     storage.machine.wait_ready()
