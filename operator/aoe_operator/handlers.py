@@ -100,8 +100,8 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     prefix = f"{handlers.role}.{GROUP}"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix, v1=False)
     settings.persistence.diffbase_storage = _EachGeneration(prefix=prefix, v1=False)
-    # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds keeps
-    # a worker for minutes, and a bad disk may have a dozen of those.
+    # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
+    # keeps a worker for minutes, and a bad disk may have a dozen of those.
     settings.execution.max_workers = 32
     # Events are our own (aoe_core.resources.events): of what the host says, not of each time kopf calls.
     settings.posting.enabled = False
