@@ -107,6 +107,7 @@ def test_a_logical_volume_that_is_not_known_is_not_taken_over(lv_tags: tuple[str
 def test_neither_source_nor_copy_goes_while_it_is_copied() -> None:
     cluster = Cluster()
     cluster.engine.create_volume(spec())
+    copy = spec(COPY, source=FromVolume(volume_id=VOLUME))
     refused: list[AoECsiError] = []
 
     def interfere() -> None:
@@ -114,6 +115,7 @@ def test_neither_source_nor_copy_goes_while_it_is_copied() -> None:
             lambda: cluster.engine.delete_volume(VOLUME),
             lambda: cluster.engine.delete_volume(COPY),
             lambda: cluster.engine.create_volume(spec(COPY)),
+            lambda: cluster.engine.create_volume(replace(copy, size_bytes=GROWN_BYTES)),
             lambda: publish(cluster),
         ):
             with pytest.raises(Busy) as refusal:
@@ -121,8 +123,8 @@ def test_neither_source_nor_copy_goes_while_it_is_copied() -> None:
             refused.append(refusal.value)
 
     at(cluster, "copy", interfere, after=False)
-    cluster.engine.create_volume(spec(COPY, source=FromVolume(volume_id=VOLUME)))
-    assert len(refused) == 4
+    cluster.engine.create_volume(copy)
+    assert len(refused) == 5
     publish(cluster)
 
 

@@ -75,7 +75,7 @@ from aoe_core.volumes.actions import (
 from aoe_core.volumes.apply import apply
 from aoe_core.volumes.host import StorageHost
 from aoe_core.volumes.inspection import Inspection, inspect
-from aoe_core.volumes.jobs import JobBoard
+from aoe_core.volumes.jobs import JobBoard, Work
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,9 @@ class Engine:
         self._allocation = threading.Lock()
         self._free_shelves: set[tuple[SanName, int]] = set()
         """Shelves that were asked for on the wire, and nobody else answered."""
-        self._copied: dict[VolumeId, VolumeId] = {}
-        """Copy → thick volume being read for it, while a job of this process does so; guarded by the allocation lock,
-        as new grants are."""
+        self._copied: dict[VolumeId, VolumeSpec] = {}
+        """What a job of this process copies from a thick volume just now; guarded by the allocation lock, as new grants
+        are."""
         self._deleting: set[VolumeId] = set()
         """Volumes that a call is deleting; guarded by the allocation lock."""
 
@@ -179,6 +179,10 @@ class Engine:
         snapshots = (snapshot for snapshot, _ in self._snapshots(self._host.lvm.report()))
         return tuple(sorted(snapshots, key=lambda snapshot: snapshot.snapshot_id))
 
+    def work(self) -> tuple[Work, ...]:
+        """Return the copies and wipes under way."""
+        return self._jobs.progress()
+
     def inspect(self) -> Inspection:
         """Return everything of ours on this machine, with what nobody wants any more."""
         return inspect(
@@ -252,9 +256,11 @@ class Engine:
     def _deletion(self, volume_id: VolumeId) -> Iterator[None]:
         """Keep copies from a volume from beginning while it is deleted. Raises: Busy when one is under way."""
         with self._allocation:
-            for copy, source in self._copied.items():
-                if volume_id in (copy, source):
-                    raise Busy(f"volume {source} is being copied to {copy}; ask again when that has ended")
+            for copy in self._copied.values():
+                if volume_id in (copy.volume_id, _source_of(copy)):
+                    raise Busy(
+                        f"volume {_source_of(copy)} is being copied to {copy.volume_id}; ask again when that has ended"
+                    )
             self._deleting.add(volume_id)
         try:
             yield
@@ -347,7 +353,7 @@ class Engine:
             apply(self._host, plan.plan_end_growth(volume, lv))
         filesystem = self._note_filesystem(volume, lv)
         with self._allocation:
-            if writable and volume_id in self._copied.values():
+            if writable and volume_id in map(_source_of, self._copied.values()):
                 raise Busy(f"volume {volume_id} is being copied; it can be written to afterwards")
             file, start = self._allocate(volume, lv, node, mode, node_id=node_id, writable=writable, block=block)
         try:
@@ -460,27 +466,26 @@ class Engine:
         Meanwhile nobody is granted it for writing, and neither it nor the copy can be deleted. What a process leaves
         unfinished holds up nobody: whoever goes on copies from the beginning.
         """
-        assert isinstance(spec.source, FromVolume)
-        source = spec.source.volume_id
         copy = self._work(actions)
 
         def work(report: Callable[[int], None]) -> None:
-            with self._copying(spec.volume_id, source):
+            with self._copying(spec):
                 # What was planned with may be of before it was guarded: a deletion can have come to its end since.
-                self._require_volume(self._host.lvm.report(), source)
+                self._require_volume(self._host.lvm.report(), _source_of(spec))
                 copy(report)
 
         self._jobs.run(
             f"copy/{spec.volume_id}",
-            f"copying {source} to volume {spec.volume_id}",
+            f"copying {_source_of(spec)} to volume {spec.volume_id}",
             len(actions),
             work,
             wait_s=_COPY_WAIT_S,
         )
 
     @contextlib.contextmanager
-    def _copying(self, copy: VolumeId, source: VolumeId) -> Iterator[None]:
+    def _copying(self, copy: VolumeSpec) -> Iterator[None]:
         """Keep a volume as it is while it is read. Raises: InUse naming its writers, Busy while it is deleted."""
+        source = _source_of(copy)
         with self._allocation:
             if source in self._deleting:
                 raise Busy(f"volume {source} is being deleted; choose another source")
@@ -490,20 +495,22 @@ class Engine:
                     f"volume {source} is published read-write to {', '.join(writers)}; a thick volume can be copied "
                     "only while nobody writes to it: unpublish it first"
                 )
-            self._copied[copy] = source
+            self._copied[copy.volume_id] = copy
         try:
             yield
         finally:
             with self._allocation:
-                self._copied.pop(copy, None)
+                del self._copied[copy.volume_id]
 
     def _require_no_other_copy(self, spec: VolumeSpec) -> None:
-        """Raises: Busy when a job still writes a copy of this name from something else."""
-        source = spec.source.volume_id if isinstance(spec.source, FromVolume) else None
+        """Raises: Busy when a job still makes a copy of this name that is to be another."""
         with self._allocation:
-            copied = self._copied.get(spec.volume_id)
-        if copied is not None and copied != source:
-            raise Busy(f"volume {spec.volume_id} is being made as a copy of {copied}; ask again when that has ended")
+            copied = self._copied.get(spec.volume_id, spec)
+        if copied != spec:
+            raise Busy(
+                f"volume {spec.volume_id} is being made as a copy of {_source_of(copied)}, otherwise than is asked for "
+                "now; ask again when that has ended"
+            )
 
     def _discard(self, found: tuple[Volume, LogicalVolume], report: LvmReport) -> None:
         volume, lv = found
@@ -776,6 +783,11 @@ class Engine:
     def _held(self, volume_id: VolumeId) -> list[ExportFile]:
         files = self._host.export_files.all()
         return [file for file in files if file.volume_id == volume_id and file.state is not ExportState.RESTING]
+
+
+def _source_of(copy: VolumeSpec) -> VolumeId:
+    assert isinstance(copy.source, FromVolume)
+    return copy.source.volume_id
 
 
 def _lost_and_published(volume_id: VolumeId, held: Sequence[ExportFile]) -> str:

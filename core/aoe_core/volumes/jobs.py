@@ -14,6 +14,15 @@ from aoe_core.errors import AoECsiError, Unfinished
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A job under way. `key`: `copy/<volume id>`, or `wipe/<volume group>/<logical volume>`."""
+
+    key: str
+    what: str
+    percent: int
+
+
 @dataclass(slots=True)
 class _Job:
     what: str
@@ -53,10 +62,12 @@ class JobBoard:
         if job.error is not None:
             raise job.error
 
-    def progress(self) -> dict[str, tuple[str, int]]:
-        """Return key → (what, percent) of every running job."""
+    def progress(self) -> tuple[Work, ...]:
+        """Return every running job and how far it is."""
         with self._lock:
-            return {key: (job.what, 100 * job.done // job.total) for key, job in self._jobs.items()}
+            return tuple(
+                Work(key=key, what=job.what, percent=100 * job.done // job.total) for key, job in self._jobs.items()
+            )
 
     def _work(self, key: str, job: _Job, work: Callable[[Callable[[int], None]], None]) -> None:
         def report(done: int) -> None:
