@@ -20,7 +20,7 @@ from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, Vo
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
-from aoe_core.resources.fields import Condition, quantity
+from aoe_core.resources.fields import Condition, Progress, quantity
 from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Resource, Store
@@ -215,7 +215,7 @@ class StorageRole:
             return self._end_volume(volume)
         if volume.status.node is None:
             volume = self._accept(volume)
-        work = _Round(replace(volume.status, observed_generation=volume.metadata.generation))
+        work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, progress=None))
         # First, and whatever became of the volume: to take an export back needs no LVM.
         self._revoke_unwanted(volume, work)
         made = self._ensure(volume, work)
@@ -304,12 +304,17 @@ class StorageRole:
             work.postpone(lost)
             return None
         except AoECsiError as error:
+            work.status = replace(work.status, progress=self._copy_of(volume_id))
             self._say(volume, work, "Ready", error)
             work.postpone(error)
             return None
         work.status = replace(work.status, phase="Ready")
         self._say(volume, work, "Ready", None, message="the volume is in LVM and can be published")
         return made
+
+    def _copy_of(self, volume_id: VolumeId) -> Progress | None:
+        found = (one for one in self._engine.work() if one.key == f"copy/{volume_id}")
+        return next((Progress(work=one.what[:256], percent=one.percent) for one in found), None)
 
     def _ensure_size(self, volume: AoEVolume, made: Volume, work: _Round) -> Volume:
         asked = conversion.request_of(volume)
@@ -346,6 +351,7 @@ class StorageRole:
         wanted = {ticket.node: ticket for ticket in volume.spec.tickets}
         grants = [one for one in work.status.grants if one.node not in wanted]
         refusals: list[Refusal] = []
+        refused: AoECsiError | None = None
         for ticket in wanted.values():
             told = next((one for one in volume.status.grants if one.node == ticket.node), None)
             grant = in_force.get(NodeName(ticket.node))
@@ -356,6 +362,7 @@ class StorageRole:
                 grants.append(self._grant(volume_id, ticket))
             except AoECsiError as error:
                 work.postpone(error)
+                refused = error
                 refusals.append(
                     Refusal(
                         node=ticket.node, node_id=ticket.node_id, reason=type(error).__name__, message=str(error)[:1024]
@@ -363,6 +370,10 @@ class StorageRole:
                 )
         self._tell_grants(work, grants)
         work.status = replace(work.status, refusals=tuple(refusals))
+        if refused is not None:
+            self._say(volume, work, "Granted", refused)
+        elif conditions.find(work.status.conditions, "Granted") is not None:
+            self._say(volume, work, "Granted", None, message="every ticket is granted")
 
     def _revoke(self, volume: AoEVolume, work: _Round, unwanted: dict[NodeName, Grant]) -> None:
         volume_id, failed = VolumeId(volume.metadata.name), None

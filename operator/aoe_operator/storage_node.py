@@ -8,8 +8,17 @@ from aoe_core.errors import AoECsiError, Unreachable
 from aoe_core.model import PoolName
 from aoe_core.resources import conditions, events
 from aoe_core.resources.events import Event, Events
-from aoe_core.resources.fields import parse_quantity, quantity
-from aoe_core.resources.node import MAX_ORPHANS, AoENode, AoENodeStatus, Finding, Orphan, PoolStatus, SanStatus
+from aoe_core.resources.fields import Progress, parse_quantity, quantity
+from aoe_core.resources.node import (
+    MAX_ORPHANS,
+    MAX_WORK,
+    AoENode,
+    AoENodeStatus,
+    Finding,
+    Orphan,
+    PoolStatus,
+    SanStatus,
+)
 from aoe_core.resources.shelf import AoEShelf
 from aoe_core.resources.store import Store
 from aoe_core.settings import Exports, Pool, San, Settings
@@ -128,6 +137,10 @@ def _with_contents(
         ),
         free=quantity(sum(capacity.available_bytes for capacity in capacities.values())),
         volumes=len(inspection.volumes),
+        work=tuple(
+            Progress(work=one.what[:256], percent=one.percent)
+            for one in sorted(engine.work(), key=lambda one: one.key)[:MAX_WORK]
+        ),
         exports=sum(unit.serving for unit in inspection.units.values()),
         orphans=(
             *(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in inspection.orphans),

@@ -16,11 +16,13 @@ from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
 from aoe_core.errors import Busy, Conflict, InUse, NoSpace, NotFound, Unfinished
+from aoe_core.fakes.world import Step
 from aoe_core.host.files import DurableFiles
 from aoe_core.model import (
     AccessMode,
     Address,
     FromSnapshot,
+    FromVolume,
     Mac,
     NodeIdentity,
     PoolName,
@@ -356,7 +358,11 @@ def test_a_ticket_taken_back_before_it_was_granted_is_answered(
     unreachable = dataclasses.replace(second, macs=((SanName("elsewhere"), (Mac("52:54:00:00:01:98"),)),))
     with pytest.raises(Unfinished):
         ClusterProvisioner(store, patience_s=2).publish(V, unreachable, shared, read_only=False, block=True)
-    assert store.get(AoEVolume, V).status.refusals
+    seen = store.get(AoEVolume, V)
+    said = find(seen.status.conditions, "Granted")
+    assert seen.status.refusals
+    assert said is not None
+    assert (said.status, "shares no SAN" in said.message) == ("False", True)
     provisioner.unpublish(V, second.name)
     seen = store.get(AoEVolume, V)
     assert seen.status.observed_generation == seen.metadata.generation
@@ -615,6 +621,32 @@ def test_a_further_shelf_is_claimed_before_addresses_run_short(roles: Roles) -> 
     """And the process ends, to start anew with it."""
     assert roles.stopped.wait(60)
     assert {claim.metadata.name for claim in roles.store.list(AoEShelf)} == {f"{SAN}-{SHELF}", f"{SAN}-{SHELF + 1}"}
+
+
+def test_a_copy_under_way_is_told_of(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines
+) -> None:
+    provisioner.create_volume(spec(pool="thick"))
+    go_on = threading.Event()
+
+    def hold_up(step: Step) -> None:
+        if step.name.startswith("copy"):
+            go_on.wait(60)
+
+    machines.world.on_step = hold_up
+    copy = dataclasses.replace(spec("copy", pool="thick"), source=FromVolume(volume_id=V))
+    copying = threading.Thread(target=lambda: provisioner.create_volume(copy))
+    copying.start()
+    try:
+        told = store.await_(AoENode, "storage1", lambda node: node.status.work or None if node else None, timeout_s=30)
+    finally:
+        go_on.set()
+        copying.join()
+        machines.world.on_step = None
+    assert told is not None
+    assert [one.work for one in told] == ["copying v to volume copy"]
+    assert provisioner.create_volume(copy).size_bytes == 64 * MIB
+    assert store.await_(AoENode, "storage1", lambda node: (node and not node.status.work) or None, timeout_s=30)
 
 
 def orphans(store: KubernetesStore) -> set[str]:

@@ -99,6 +99,8 @@ KINDS = (
             Column(name="Exports", path=".status.exports", type="integer"),
             Column(name="Trouble", path=_MESSAGE),
             Column(name="SANs", path=".status.sans[*].name", wide=True),
+            Column(name="Work", path=".status.work[*].work", wide=True),
+            Column(name="Done %", path=".status.work[*].percent", wide=True),
             _AGE,
         ),
     ),

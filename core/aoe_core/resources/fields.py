@@ -92,6 +92,13 @@ class Condition(Fields, frozen=True, kw_only=True):
 Conditions = Annotated[tuple[Condition, ...], Meta(max_length=16), keyed_by("type")]
 
 
+class Progress(Fields, frozen=True, kw_only=True):
+    """Work that takes a while."""
+
+    work: Annotated[str, Meta(max_length=256, description="What is being done.")]
+    percent: Annotated[int, Meta(ge=0, le=100, description="How much of it is done.")]
+
+
 class ObjectMeta(Fields, frozen=True, kw_only=True):
     """The part of metav1.ObjectMeta that is read here; the API server knows its schema."""
 

@@ -15,6 +15,7 @@ from aoe_core.resources.fields import (
     LabelName,
     MacAddress,
     ObjectMeta,
+    Progress,
     Quantity,
     ShelfNumber,
     keyed_by,
@@ -128,6 +129,7 @@ class Finding(Fields, frozen=True, kw_only=True):
 
 
 MAX_ORPHANS = 256
+MAX_WORK = 64
 
 
 class Orphan(Fields, frozen=True, kw_only=True):
@@ -149,6 +151,7 @@ class AoENodeStatus(Fields, frozen=True, kw_only=True):
     volumes: Annotated[int, Meta(ge=0, description="How many volumes it has.")] = 0
     exports: Annotated[int, Meta(ge=0, description="How many grants are in force.")] = 0
     findings: Annotated[tuple[Finding, ...], Meta(max_length=128, description="What preflight found amiss.")] = ()
+    work: Annotated[tuple[Progress, ...], Meta(max_length=MAX_WORK, description="Copies and wipes under way.")] = ()
     orphans: Annotated[tuple[Orphan, ...], Meta(max_length=MAX_ORPHANS, description="What nothing wants.")] = ()
     conditions: Annotated[Conditions, Meta(description="Ready, Live, Decommissioned: with reason and remedy.")] = ()
 

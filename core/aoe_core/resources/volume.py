@@ -18,6 +18,7 @@ from aoe_core.resources.fields import (
     MacAddress,
     ObjectMeta,
     ObjectName,
+    Progress,
     Quantity,
     Time,
     keyed_by,
@@ -169,13 +170,6 @@ class Refusal(Fields, frozen=True, kw_only=True):
     message: Annotated[str, Meta(max_length=1024, description="The fact, and what to do about it.")]
 
 
-class Progress(Fields, frozen=True, kw_only=True):
-    """Work that takes a while."""
-
-    work: Annotated[str, Meta(max_length=256, description="What is being done.")]
-    percent: Annotated[int, Meta(ge=0, le=100, description="How much of it is done.")]
-
-
 class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
     """What has become of it."""
 
@@ -207,9 +201,10 @@ class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
         keyed_by("node"),
     ] = ()
     holders: Annotated[str, Meta(max_length=4096, description="The same in one line, for a table.")] = ""
-    progress: Annotated[Progress | None, Meta(description="A copy or a wipe under way.")] = None
+    progress: Annotated[Progress | None, Meta(description="The copy it begins with, under way.")] = None
     conditions: Annotated[
-        Conditions, Meta(description="Placed, Ready, Expanded, Revoked, Deleted, Current: with reason and remedy.")
+        Conditions,
+        Meta(description="Placed, Ready, Expanded, Granted, Revoked, Deleted, Current: with reason and remedy."),
     ] = ()
 
 
