@@ -80,7 +80,7 @@ def bound(cluster: Cluster, storage_class: str, count: int) -> float:
     """Return the milliseconds until so many claims, made at once, are Bound; they are gone afterwards."""
     claims = [claim(f"{storage_class}-{number}", storage_class) for number in range(count)]
     begin = time.monotonic()
-    apply(cluster, *claims)
+    put(cluster, "create", *claims)
     until(cluster, lambda: phases(cluster).count("Bound") == count, f"{count} claims of {storage_class}")
     spent_ms = (time.monotonic() - begin) * 1000
     cluster.plane.kubectl(f"-n{SPACE}", "delete", "pvc", "--all", "--wait=false")
@@ -139,7 +139,7 @@ def way(cluster: Cluster, name: str, *, new: bool) -> dict[str, float]:
     """Return part → seconds of one pod's way."""
     node = cluster.compute_machines[0].name
     begin = time.monotonic()
-    apply(cluster, *([claim(name, "thin")] if new else []), pod(name, node))
+    put(cluster, "create", *([claim(name, "thin")] if new else []), pod(name, node))
     seen: dict[str, float] = {}
 
     def look() -> bool:
@@ -237,8 +237,8 @@ def prepare(cluster: Cluster) -> None:
     ours = {"provisioner": "aoe-csi.dev", "parameters": {"pool": "thin"}, "metadata": {"name": OURS}}
     theirs = {"provisioner": directory_driver.NAME, "metadata": {"name": THEIRS}}
     common = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "volumeBindingMode": "Immediate"}
-    apply(cluster, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}})
-    apply(cluster, common | ours, common | theirs)
+    put(cluster, "apply", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}})
+    put(cluster, "apply", common | ours, common | theirs)
     pattern = controller(cluster)
     (provisioner,) = [one for one in pattern["containers"] if one["name"] == "csi-provisioner"]
     (image,) = [one["image"] for one in pattern["initContainers"] if one["name"] == "aoe-csi"]
@@ -272,8 +272,9 @@ def prepare(cluster: Cluster) -> None:
             ],
         },
     }
-    apply(
+    put(
         cluster,
+        "apply",
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": THEIRS},
          "data": {"directory_driver.py": Path(directory_driver.__file__).read_text(encoding="utf-8")}},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": THEIRS},
@@ -291,9 +292,9 @@ def controller(cluster: Cluster) -> dict[str, Any]:
     return dict(json.loads(found)["spec"]["template"]["spec"])
 
 
-def apply(cluster: Cluster, *objects: dict[str, Any]) -> None:
+def put(cluster: Cluster, verb: str, *objects: dict[str, Any]) -> None:
     content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-    cluster.plane.kubectl(f"-n{SPACE}", "apply", "-f", "-", stdin=json.dumps(content), timeout_s=120)
+    cluster.plane.kubectl(f"-n{SPACE}", verb, "-f", "-", stdin=json.dumps(content), timeout_s=120)
 
 
 def claim(name: str, storage_class: str) -> dict[str, Any]:

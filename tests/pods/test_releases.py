@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -27,14 +28,14 @@ def test_releases_come_and_go_under_io(cluster: Cluster, claims: Claims, evidenc
     claims.claim("untouched", storage_class="at-once", size="64Mi")
     writer = Writer.start(claims, "writer", "data", compute.name)
     kept = (exporters(storage), devices(compute))
-    (revision,) = cluster.helm.run("list", "--output=json").stdout.split('"revision":"')[1].split('"')[:1]
+    (release,) = json.loads(cluster.helm.run("list", "--output=json").stdout)
 
     def upgrade() -> None:
         cluster.install(log={"format": "json", "level": "debug"})
         cluster.await_ready()
 
     def roll_back() -> None:
-        cluster.helm.run("rollback", RELEASE, revision)
+        cluster.helm.run("rollback", RELEASE, str(release["revision"]))
         cluster.await_ready()
 
     def uninstall() -> None:
