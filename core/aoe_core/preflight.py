@@ -247,8 +247,17 @@ def _module(settings: Settings) -> Iterable[Finding]:
             remedy="run aoe-csi prepare-host (the kernel must have CONFIG_ATA_OVER_ETH)",
         )
         return
-    deadsecs = (parameters / "aoe_deadsecs").read_text(encoding="ascii")
-    interfaces = (parameters / "aoe_iflist").read_text(encoding="ascii")
+    try:
+        deadsecs = (parameters / "aoe_deadsecs").read_text(encoding="ascii")
+        interfaces = (parameters / "aoe_iflist").read_text(encoding="ascii")
+    except OSError as error:
+        yield Finding(
+            check="initiator",
+            severity=Severity.FAILURE,
+            fact=f"the aoe driver's parameters cannot be read ({error.strerror})",
+            remedy="run this as root",
+        )
+        return
     yield from judge_driver(settings, deadsecs=int(deadsecs), interfaces=frozenset(re.findall(r"[^\s,]+", interfaces)))
 
 

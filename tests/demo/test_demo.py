@@ -30,7 +30,7 @@ KUBERNETES = ("aoe_lab.kubernetes.demo", "Pull the power")
 def left_over() -> list[str]:
     """Return namespaces, emulators and disk servers of a demonstration that are still there."""
     namespaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if b"/demo/" in read(path)]
+    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if PLACE in read(path)]
     return [line for line in namespaces.splitlines() if line.split()[0] == "aoe-demo"] + running
 
 
