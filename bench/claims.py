@@ -22,6 +22,7 @@ from bench import directory_driver, hand
 from bench.report import Ratio, Report
 
 BAR = 1.5
+NODE_MIB = 60
 SIZE_BYTES = 16 << 20
 OURS, THEIRS = "bench-aoe", "bench-directory"
 SPACE = "bench"
@@ -206,6 +207,8 @@ def footprint(cluster: Cluster, report: Report) -> None:
         memory = resident_mib(cluster, one)
         each = ", ".join(f"{program} {mib:.0f}" for program, mib in sorted(memory.items()))
         report.say(f"pod of {component}: {len(names)} containers, {sum(memory.values()):.0f} MiB resident ({each})")
+        if component == "node":
+            report.require(sum(memory.values()) <= NODE_MIB, f"the node server has at most {NODE_MIB} MiB")
     for component in ("controller", "cluster", "storage", "node"):
         report.require(component in told, f"a pod of {component} was looked at")
 

@@ -52,6 +52,17 @@ class _Round:
         self.again_s = after_s if self.again_s is None else min(self.again_s, after_s)
 
 
+def _holds(status: AoEVolumeStatus, type_: str) -> bool:
+    """Whether a condition holds, or nothing was ever said of it."""
+    said = conditions.find(status.conditions, type_)
+    return said is None or said.status == "True"
+
+
+def _is_size_settled(status: AoEVolumeStatus, made: Volume) -> bool:
+    """Whether the last growth came to its end: LVM has a size before its exporters have."""
+    return _holds(status, "Expanded") and status.size in (None, quantity(made.size_bytes))
+
+
 def _again_s(error: AoECsiError) -> float:
     if isinstance(error, Unfinished):
         return _UNFINISHED_S
@@ -127,10 +138,17 @@ class StorageRole:
                 for volume in self._store.list(AoEVolume):
                     if self._ends_here(volume):
                         self._drop_finalizer(volume)
+                        self._forget(volume.metadata.name)
             if self._store.is_definition_going(AoESnapshot):
                 for snapshot in self._store.list(AoESnapshot):
                     if self._ends_here(snapshot):
                         self._drop_finalizer(snapshot)
+                        self._forget(snapshot.metadata.name)
+
+    def _forget(self, name: str) -> None:
+        """What no resource speaks of any more is an orphan from now on."""
+        self._settled.pop(name, None)
+        self._met.discard(name)
 
     def _ends_here(self, resource: AoEVolume | AoESnapshot) -> bool:
         return resource.spec.node == self._node and resource.metadata.deletion_timestamp is not None
@@ -196,8 +214,7 @@ class StorageRole:
         try:
             volume = self._store.get(AoEVolume, name)
         except NotFound:
-            self._settled.pop(name, None)
-            self._met.discard(name)
+            self._forget(name)
             return None
         self._met.add(name)
         if volume.spec.node != self._node or volume.status.node not in (None, self._node):
@@ -222,10 +239,13 @@ class StorageRole:
         if made is not None:
             made = self._ensure_size(volume, made, work)
             self._ensure_grants(volume, work)
+            if _holds(work.status, "Expanded"):
+                # LVM has a size before its exporters have.
+                work.status = replace(
+                    work.status, size=quantity(made.size_bytes), device_size=quantity(made.device_bytes)
+                )
             work.status = replace(
                 work.status,
-                size=quantity(made.size_bytes),
-                device_size=quantity(made.device_bytes),
                 filesystem=made.filesystem or "",
                 sans=self._sans(volume),
             )
@@ -318,10 +338,12 @@ class StorageRole:
 
     def _ensure_size(self, volume: AoEVolume, made: Volume, work: _Round) -> Volume:
         asked = conversion.request_of(volume)
-        if asked.size_bytes <= made.size_bytes:
+        if asked.size_bytes <= made.size_bytes and _is_size_settled(volume.status, made):
             return made
+        wanted_bytes = max(asked.size_bytes, made.size_bytes)
+        limit_bytes = asked.limit_bytes if asked.size_bytes > made.size_bytes else 0
         try:
-            grown = self._engine.expand_volume(asked.volume_id, asked.size_bytes, asked.limit_bytes)
+            grown = self._engine.expand_volume(asked.volume_id, wanted_bytes, limit_bytes)
         except AoECsiError as error:
             self._say(volume, work, "Expanded", error)
             work.postpone(error)
@@ -405,6 +427,7 @@ class StorageRole:
         if self._store.is_definition_going(AoEVolume):
             # Nobody has asked for this volume's end: its definition is being removed, and every resource with it.
             self._drop_finalizer(volume)
+            self._forget(volume.metadata.name)
             return None
         volume_id = VolumeId(volume.metadata.name)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
@@ -521,6 +544,7 @@ class StorageRole:
             return None
         if self._store.is_definition_going(AoESnapshot):
             self._drop_finalizer(snapshot)
+            self._forget(snapshot.metadata.name)
             return None
         try:
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))

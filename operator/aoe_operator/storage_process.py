@@ -73,21 +73,19 @@ class StorageProcess:
         prepare(self._settings)
         self.engine = open_engine(self._settings)
         self.role = StorageRole(node, self.engine, store, events, seen=seen, now_s=lambda: int(time.time()))
-        # Each on its own: what takes long on a host in trouble must not make it look dead.
+        # Each on its own: a host on which LVM hangs must go on renewing its Lease, and revoking.
         self._threads = [
             threading.Thread(target=self._repeat, args=(work, every * heartbeat_s), name=name)
             for name, work, every in (
                 ("heartbeat", self.beat, 1),
+                ("report", self.report, 1),
                 ("sweep", self.sweep, _SWEEP_EVERY),
-                ("preflight", self._look_at_host, _CHECK_EVERY),
             )
         ]
+        self._reports = 0
 
     def __enter__(self) -> Self:
         self.engine.start_background()
-        # Before anything is placed here, the first report says what the host lacks.
-        _attempt(self._look_at_host)
-        _attempt(self.beat)
         for thread in self._threads:
             thread.start()
         return self
@@ -99,14 +97,14 @@ class StorageProcess:
         self.engine.stop_background()
 
     def _repeat(self, work: Callable[[], None], every_s: float) -> None:
+        # The sweep is for what reconciliation has left over, so it begins with a pause.
+        if work != self.sweep:
+            _attempt(work)
         while not self._stop.wait(every_s):
             _attempt(work)
 
-    def _look_at_host(self) -> None:
-        self._findings = self._check(self._settings)
-
     def beat(self) -> None:
-        """Renew the Lease and report; ask for the process's end when its AoENode says something else now."""
+        """Renew the Lease; ask for the process's end when its AoENode says something else now."""
         name = self._node.metadata.name
         revision, before = self._leases.renew_lease(name), self._revision
         self._revision = revision
@@ -122,12 +120,17 @@ class StorageProcess:
         ):
             log.warning("this node's AoENode has changed; ending, to start anew with it", extra={"node": name})
             self._stop.set()
-            return
+
+    def report(self) -> None:
+        """Write what the node has, and now and then what the host lacks, into its status."""
+        if self._reports % _CHECK_EVERY == 0:
+            self._findings = self._check(self._settings)
+        self._reports += 1
         now_s = int(time.time())
         storage_node.report(
             self._store,
             self._events,
-            node,
+            self._store.get(AoENode, self._node.metadata.name),
             self.engine,
             claims=self._claims,
             boot=self._boot,

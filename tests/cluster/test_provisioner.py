@@ -15,7 +15,7 @@ import pytest
 from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
-from aoe_core.errors import Busy, Conflict, InUse, NoSpace, NotFound, Unfinished
+from aoe_core.errors import Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
 from aoe_core.fakes.world import Step
 from aoe_core.host.files import DurableFiles
 from aoe_core.model import (
@@ -367,6 +367,32 @@ def test_a_ticket_taken_back_before_it_was_granted_is_answered(
     seen = store.get(AoEVolume, V)
     assert seen.status.observed_generation == seen.metadata.generation
     assert (seen.status.refusals, [grant.node for grant in seen.status.grants]) == ((), [first.name])
+
+
+def test_a_growth_is_done_when_its_exporter_knows_of_it(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines
+) -> None:
+    """LVM has the size before; and an exporter that could not be restarted is restarted again."""
+    provisioner.create_volume(spec())
+    provisioner.publish(V, machines.identity(COMPUTE_NODES[0]), WRITER, read_only=False, block=True)
+    failed: list[str] = []
+
+    def fail_once(step: Step) -> None:
+        if step.name.startswith("systemctl restart") and not failed:
+            failed.append(store.get(AoEVolume, V).status.size or "")
+            raise CommandFailed("systemd could not restart the export; a test")
+
+    machines.world.on_step = fail_once
+    try:
+        assert provisioner.expand_volume(V, 128 * MIB).size_bytes == 128 * MIB
+    finally:
+        machines.world.on_step = None
+    assert failed == ["64Mi"]
+    (held,) = machines.held(V)
+    assert held.size_bytes == 128 * MIB
+    said = find(store.get(AoEVolume, V).status.conditions, "Expanded")
+    assert said is not None
+    assert said.status == "True"
 
 
 def test_a_size_that_cannot_be_had_is_asked_for_no_more(

@@ -29,7 +29,7 @@ SETTLE_S = 900.0
 # What SIGKILL finds by its command line, wherever it runs.
 PROGRAMS = (
     "aoe-operator storage", "aoe-operator cluster", "aoe-csi controller", "aoe-csi node", "csi-provisioner",
-    "csi-attacher", "csi-resizer",
+    "csi-attacher", "csi-resizer", "csi-snapshotter",
 )  # fmt: skip
 
 
@@ -40,9 +40,16 @@ class Killer:
     cluster: Cluster
     dice: random.Random
     kills: Counter[str] = field(default_factory=Counter)
+    failed: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - the test tells of it.
+            self.failed.append(error)
+
+    def _run(self) -> None:
         while not self._stop.wait(self.dice.uniform(2, 6)):
             machine = self.dice.choice(self.cluster.lab.machines)
             # kubelet waits ever longer to start a container that dies again and again; a pod that is deleted has a
@@ -136,6 +143,10 @@ def test_whatever_is_killed_claims_come_and_go(
     finally:
         killer.stop()
         killing.join()
+    assert not killer.failed, killer.failed
+    assert killer.kills.total() > seconds / 20, killer.kills
+    if seconds > 300:
+        assert all(killer.kills[what] for what in (*PROGRAMS, "kubelet", "pod")), killer.kills
     settled_s = time.monotonic() - begin - seconds
     cluster.await_ready()
     each = ", ".join(f"{name}: {number}" for name, number in killer.kills.items())

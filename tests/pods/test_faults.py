@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .writer import Writer
+from .writer import Writer, longest_gap_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def lose_power(machine: Machine) -> None:
 @pytest.mark.parametrize("fate", ["paused", "cut-from-management"])
 def test_a_lost_node_s_writer_is_fenced(cluster: Cluster, claims: Claims, fate: str) -> None:
     """Cut from management, it writes on over the SAN until its grant is revoked; paused, it wakes up and tries."""
-    lost, other = cluster.compute_machines
+    other, lost = cluster.compute_machines  # The first one has the controllers.
     lose, regain = losing(lost, fate)
     claims.claim("data", storage_class="thick")
     first = Writer.start(claims, "lost", "data", lost.name)
@@ -77,18 +77,27 @@ def test_a_lost_node_s_writer_is_fenced(cluster: Cluster, claims: Claims, fate: 
 def test_without_an_api_server_for_two_minutes_nothing_stops(cluster: Cluster, claims: Claims) -> None:
     claims.claim("data")
     writer = Writer.start(claims, "writer", "data", cluster.compute_machines[0].name)
+    compute = cluster.compute_machines[0]
     cluster.plane.signal("kube-apiserver", signal.SIGSTOP)
     try:
+        begin_s = uptime_s(compute)
         time.sleep(120)
+        end_s = uptime_s(compute)
     finally:
         cluster.plane.signal("kube-apiserver", signal.SIGCONT)
     writer.await_more()
+    meanwhile = [at_s for at_s in writer.times_s() if begin_s < at_s < end_s]
+    assert longest_gap_s((begin_s, *meanwhile, end_s)) < 60, "the writer stood still while the API server was away"
     assert writer.missing() == 0
     assert writer.restarts() == 0
     claims.claim("after")
     claims.pod("after", "after")
     claims.await_running("after")
     cluster.await_ready()
+
+
+def uptime_s(machine: Machine) -> float:
+    return float(machine.run("cat /proc/uptime").stdout.split()[0])
 
 
 def losing(machine: Machine, fate: str) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -108,7 +117,10 @@ def still_has(machine: Machine) -> str | None:
 
 
 def exported(storage: Machine, volume: str) -> str | None:
-    return storage.run(f"pgrep -af 'vblade.*{volume}'", check=False).stdout or None
+    of_volume = (
+        f"cd /var/lib/aoe-csi/exports; grep -lx 'VOLUME={volume}' * | xargs -r grep -lE '^STATE=(live|revoking)'"
+    )
+    return storage.run(of_volume, check=False).stdout or None
 
 
 def logical_volume(storage: Machine, volume: str) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .claims import Claims
 
 QUIET_S = 60.0
+SWEPT_S = 80.0
+"""After so long a new storage role has looked for what no resource speaks of."""
 
 
 def test_releases_come_and_go_under_io(cluster: Cluster, claims: Claims, evidence: Evidence) -> None:
@@ -70,6 +72,7 @@ def test_releases_come_and_go_under_io(cluster: Cluster, claims: Claims, evidenc
     )
     claims.pod("later", "untouched", node=compute.name)
     claims.await_running("later")
+    time.sleep(SWEPT_S)
     orphans = cluster.plane.kubectl("get", "aoenodes", "-ojsonpath={.items[*].status.orphans}").stdout
     assert orphans in ("", "[]"), orphans
 

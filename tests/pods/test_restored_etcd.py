@@ -82,8 +82,29 @@ def test_a_restored_etcd_takes_nothing_back(cluster: Cluster, claims: Claims, ev
 
 def follow(cluster: Cluster, claims: Claims, volume: str) -> None:
     """As docs/runbooks.md has it: the pod of the past goes; what is wished for then is what is so, and is followed."""
-    (storage,), plane = cluster.storage_machines, cluster.plane
     claims.kubectl("delete", "pod", "moved-before", "--force", "--grace-period=0")
+    bound = claims.get("pvc", "moved")["spec"]["volumeName"]
+    # It names an address that is revoked: the next pod must not find it.
+    cluster.await_(lambda: None if attachment(cluster, bound).endswith("going") else "still wanted", "the detachment")
+    follow_spec(cluster, volume)
+    cluster.await_(lambda: attachment(cluster, bound) or None, "the old attachment to be gone")
+    claims.pod("moved-again", "moved", node=cluster.compute_machines[0].name)
+    claims.await_running("moved-again")
+
+
+def attachment(cluster: Cluster, bound: str) -> str:
+    """Return the attachment of a PersistentVolume, with `going` once it is being deleted; empty when there is none."""
+    items = json.loads(cluster.plane.kubectl("get", "volumeattachments", "-ojson").stdout)["items"]
+    return " ".join(
+        f"{one['metadata']['name']} {'going' if one['metadata'].get('deletionTimestamp') else 'there'}"
+        for one in items
+        if one["spec"]["source"].get("persistentVolumeName") == bound
+    )
+
+
+def follow_spec(cluster: Cluster, volume: str) -> None:
+    """Say that what the resource says now is what is meant, and wait until it is followed."""
+    (storage,), plane = cluster.storage_machines, cluster.plane
     seen = json.loads(storage.run(["cat", f"/var/lib/aoe-csi/seen/{volume}"]).stdout)
     plane.kubectl("annotate", "--overwrite", "aoevolume", volume, f"{FOLLOW}={seen['generation']}")
 
@@ -93,14 +114,14 @@ def follow(cluster: Cluster, claims: Claims, volume: str) -> None:
 
     cluster.await_(held_back, "the volume to be followed")
     plane.kubectl("annotate", "aoevolume", volume, f"{FOLLOW}-")
-    claims.pod("moved-again", "moved", node=cluster.compute_machines[0].name)
-    claims.await_running("moved-again")
 
 
 def adopt(cluster: Cluster, claims: Claims, volume: str) -> None:
     """As docs/runbooks.md has it: a volume that no resource speaks of is given one, and a PersistentVolume by hand."""
     plane = cluster.plane
     plane.kubectl("apply", "-f", "-", stdin=json.dumps(adopted(volume, cluster.storage_machines[0].name)))
+    # The storage node has seen another one of this name, of a later revision it may be.
+    follow_spec(cluster, volume)
 
     def not_ready() -> str | None:
         phase = plane.kubectl("get", "aoevolume", volume, "-ojsonpath={.status.phase}").stdout

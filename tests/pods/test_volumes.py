@@ -54,8 +54,8 @@ def test_a_block_device_grows_under_its_user(claims: Claims, cluster: Cluster) -
         return None if "1+0 records in" in done.stdout else done.stdout
 
     claims.await_("the device to grow", end_is_there)
-    turns = int(claims.run("user", "cat /tmp/turns").stdout)
-    claims.await_("its user to go on", lambda: None if int(claims.run("user", "cat /tmp/turns").stdout) > turns else "")
+    before = turns(claims)
+    claims.await_("its user to go on", lambda: None if turns(claims) > before else f"it is at turn {before}")
     assert claims.run("user", "cat /tmp/ended", check=False).code != 0, claims.run("user", "cat /tmp/why").stdout
     assert claims.run("user", "head -n1 /dev/data").stdout == "kept\n"
 
@@ -228,6 +228,11 @@ def test_what_cannot_be_is_said_at_the_claim(claims: Claims, cluster: Cluster) -
         cluster.plane.kubectl("delete", "storageclass", "wrong")
         claims.delete_pod("waits")
         claims.kubectl("delete", "pvc", "--all", "--timeout=120s", timeout_s=150)
+
+
+def turns(claims: Claims) -> int:
+    """Return how often a device was written and read back; the file is empty for a moment at each turn."""
+    return int(claims.run("user", "cat /tmp/turns", check=False).stdout.strip() or 0)
 
 
 def size_kib(claims: Claims, pod: str) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+
+from aoe_lab.errors import LabError
 
 from .claims import DIRECTORY, sleeping
 
@@ -38,9 +41,22 @@ class Writer:
         return made
 
     def acknowledged(self) -> int:
-        """Return the number of the newest acknowledged record; 0 before the first, and while nobody can be asked."""
-        said = self.claims.run(self.name, f"cat {_ACKNOWLEDGED} 2>/dev/null || echo 0", check=False).stdout
-        return int(said.strip() or 0)
+        """Return the number of the newest acknowledged record. Raises: LabError when nobody can be asked for long."""
+        newest: list[int] = []
+
+        def ask() -> str | None:
+            try:
+                said = self.claims.run(self.name, f"cat {_ACKNOWLEDGED}", check=False)
+            except LabError as error:
+                return str(error)
+            # The file is empty for a moment at each record.
+            if said.stdout.strip():
+                newest.append(int(said.stdout))
+                return None
+            return said.stderr or "nothing is acknowledged"
+
+        self.claims.await_(f"{self.name} to be asked", ask)
+        return newest[0]
 
     def await_more(self, more: int = 3, *, from_: int | None = None) -> None:
         """Wait until so many more records are acknowledged than now, or than `from_`. Raises: LabError."""
@@ -54,11 +70,11 @@ class Writer:
         return int(self.claims.run(pod, f"grep -c '^{self.name} ' {LOG} || true").stdout)
 
     def missing(self) -> int:
-        """Return how many acknowledged records are not in the file: each number has to be there once."""
+        """Return how many acknowledged records are not in the file, or more than once."""
         last = self.acknowledged()
         said = self.claims.run(self.name, f"grep '^{self.name} ' {LOG}").stdout
-        there = {int(line.split()[1]) for line in said.splitlines() if len(line.split()) == 2}
-        return len(set(range(1, last + 1)) - there)
+        there = Counter(int(line.split()[1]) for line in said.splitlines() if len(line.split()) == 2)
+        return sum(there[number] != 1 for number in range(1, last + 1))
 
     def times_s(self) -> tuple[float, ...]:
         """Return when each record was acknowledged, in seconds since the machine's boot, to a hundredth."""

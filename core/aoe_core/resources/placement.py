@@ -157,9 +157,17 @@ def _source_node(store: Store, volume: AoEVolume) -> str | None:
 def _promised(others: Iterable[AoEVolume], pool: str) -> dict[str, int]:
     promised: dict[str, int] = {}
     for other in others:
-        if other.spec.node and other.spec.pool == pool and other.status.phase in ("Pending", "Creating"):
+        if other.spec.node and other.spec.pool == pool and _is_to_come(other):
             promised[other.spec.node] = promised.get(other.spec.node, 0) + parse_quantity(other.spec.size)
     return promised
+
+
+def _is_to_come(volume: AoEVolume) -> bool:
+    """Whether a volume's space is still in what its node says is available, as far as anybody can tell."""
+    if volume.status.node is None:
+        return True
+    refused = conditions.find(volume.status.conditions, "Ready")
+    return volume.status.phase == "Creating" and volume.status.progress is None and refused is None
 
 
 def is_ready(node: AoENode) -> bool:
