@@ -152,10 +152,13 @@ def _prepare_lvm(settings: Settings, runner: Runner, done: list[str], remaining:
         return
     lvm = HostLvm(runner, waits_for_others=False)
     system_id = lvm.system_id()
-    for group in lvm.report().groups:
-        if group.name in {pool.volume_group for pool in settings.pool} and not group.system_id:
+    ours = {pool.volume_group for pool in settings.pool}
+    for group in (one for one in lvm.report().groups if one.name in ours):
+        if not group.system_id:
             done.append(f"give volume group {group.name} the system ID {system_id}")
             _run(runner, ["vgchange", "--yes", "--systemid", system_id, group.name])
+        # And how it was made, perhaps a moment ago.
+        lvm.flush(group.name)
 
 
 def _load_module(settings: Settings, runner: Runner, done: list[str]) -> None:

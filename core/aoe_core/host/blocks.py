@@ -107,6 +107,15 @@ class HostBlockDevices:
         return ""
 
 
+def flush_device(path: str) -> None:
+    """Have a device write out what is in its cache. Raises: CommandFailed."""
+    try:
+        with _opened(path, os.O_RDONLY) as descriptor:
+            _sync(descriptor, path)
+    except NotFound as error:
+        raise CommandFailed(str(error)) from error
+
+
 def _resolve(path: str) -> str:
     return os.path.realpath(path)
 

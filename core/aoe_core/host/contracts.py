@@ -87,6 +87,8 @@ class VolumeGroup:
     partial: bool
     """A physical volume is missing."""
     writable: bool
+    devices: tuple[str, ...] = ()
+    """Its physical volumes that are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

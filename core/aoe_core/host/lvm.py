@@ -2,6 +2,8 @@
 
 A change runs as `systemd-run --wait --pipe --unit=aoe-csi-lvm-…`: it outlives this process and its container, and
 its unit's name is a lock on the object and the handle to find it by (lvm2 must never be killed half-way).
+lvm2 leaves what it writes in the disks' caches. So they are flushed before a change counts as done, and before a report
+is believed that may show a change whose end nobody has seen.
 LVM's exit codes: 0 done, 5 failed; which failure it was is told by the text, matched where a caller must know.
 Sources: lvmreport(7), lvm.conf(5), lvcreate(8), lvmsystemid(7), systemd-run(1).
 """
@@ -9,11 +11,12 @@ Sources: lvmreport(7), lvm.conf(5), lvcreate(8), lvmsystemid(7), systemd-run(1).
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
+from aoe_core.host.blocks import flush_device
 from aoe_core.host.contracts import Finished, LogicalVolume, LvKind, LvmReport, Runner, VolumeGroup
 from aoe_core.host.looks import SharedLook
 from aoe_core.units import SECTOR_BYTES, round_up
@@ -62,8 +65,13 @@ class _SegRow(msgspec.Struct, frozen=True):
     zero: str
 
 
+class _PvRow(msgspec.Struct, frozen=True):
+    pv_name: str
+
+
 class _Group(msgspec.Struct, frozen=True):
     vg: list[_VgRow] = []
+    pv: list[_PvRow] = []
     lv: list[_LvRow] = []
     seg: list[_SegRow] = []
 
@@ -85,7 +93,9 @@ def parse_report(text: str, local_system_id: str) -> LvmReport:
         for entry in report.report:
             if not entry.vg or not entry.vg[0].vg_name:
                 continue  # Physical volumes that belong to no VG.
-            group = _group(entry.vg[0], local_system_id)
+            # One that is missing is called "[unknown]".
+            devices = tuple(sorted({row.pv_name for row in entry.pv if row.pv_name.startswith("/")}))
+            group = _group(entry.vg[0], local_system_id, devices)
             groups.append(group)
             zeroing = {row.lv_name: row.zero != "" for row in entry.seg}
             volumes.extend(
@@ -96,7 +106,7 @@ def parse_report(text: str, local_system_id: str) -> LvmReport:
     return LvmReport(groups=tuple(groups), volumes=tuple(volumes))
 
 
-def _group(row: _VgRow, local_system_id: str) -> VolumeGroup:
+def _group(row: _VgRow, local_system_id: str, devices: tuple[str, ...]) -> VolumeGroup:
     # vg_attr: w/r writable, z resizable, x exported, p partial, …; see vgs(8).
     return VolumeGroup(
         name=row.vg_name,
@@ -109,6 +119,7 @@ def _group(row: _VgRow, local_system_id: str) -> VolumeGroup:
         exported=row.vg_attr[2:3] == "x",
         partial=row.vg_attr[3:4] == "p" or int(row.vg_missing_pv_count or 0) > 0,
         writable=row.vg_attr[:1] == "w",
+        devices=devices,
     )
 
 
@@ -142,11 +153,21 @@ class HostLvm:
     """The host's LVM.
 
     Args: `waits_for_others`: whether `report` is refused while changes run on whose caller is gone. True for whoever
-    decides by a report; a command that only shows the host to a person looks at it as it is.
+    decides by a report; a command that only shows the host to a person looks at it as it is. `flush`: has a disk write
+    out its cache.
     """
 
-    def __init__(self, runner: Runner, *, waits_for_others: bool = True) -> None:
+    def __init__(
+        self, runner: Runner, *, waits_for_others: bool = True, flush: Callable[[str], None] = flush_device
+    ) -> None:
         self._runner = runner
+        self._flush_device = flush
+        self._devices: dict[str, tuple[str, ...]] = {}
+        """VG → its disks, as the last report had them; only VGs that this host may change."""
+        self._doubts = int(waits_for_others)
+        """How often a change may have been left in the disks' caches: by a former process, or since nobody waited."""
+        self._settled_doubts = 0
+        """How many of these came before the last flush of all."""
         self._system_id: str | None = None
         self._guard = threading.Lock()
         self._own: set[str] = set()
@@ -184,7 +205,21 @@ class HostLvm:
         if finished.code != 0:
             log.error("lvm report failed", extra={"code": finished.code, "stderr": finished.stderr})
             raise CommandFailed(f"lvm could not report its volumes (exit {finished.code}); see this host's log")
-        return parse_report(finished.stdout, self.system_id())
+        report = parse_report(finished.stdout, self.system_id())
+        with self._guard:
+            self._devices = {group.name: group.devices for group in report.groups if not group.foreign}
+            doubts = self._doubts
+        if doubts > self._settled_doubts:
+            for vg in tuple(self._devices):
+                self.flush(vg)
+            with self._guard:
+                self._settled_doubts = max(self._settled_doubts, doubts)
+        return report
+
+    def flush(self, vg: str) -> None:
+        """Make durable what was last changed of a VG that was reported. Raises: CommandFailed."""
+        for device in self._devices.get(vg, ()):
+            self._flush_device(device)
 
     def system_id(self) -> str:
         """Return this host's LVM system ID, empty when it has none (lvmsystemid(7))."""
@@ -294,6 +329,7 @@ class HostLvm:
         except Unfinished:
             with self._guard:
                 self._left_running.add(unit)
+                self._doubts += 1
             raise
         finally:
             if not waited_for_already:
@@ -308,6 +344,12 @@ class HostLvm:
             if error is not None:
                 log.warning("lvm change failed", extra={"argv": argv, "stderr": finished.stderr})
                 raise error
+        try:
+            self.flush(vg)
+        except CommandFailed as error:
+            with self._guard:
+                self._doubts += 1
+            raise Unfinished(f"{argv[0]} of {vg}/{name} is done and may not survive a power cut: {error}") from error
 
 
 def _size_word(size_bytes: int) -> str:
