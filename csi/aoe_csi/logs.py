@@ -49,3 +49,5 @@ def start(form: Format, level: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # The API server's client has a line for each request; one for each call of ours is enough.
+    logging.getLogger("httpx2").setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
