@@ -76,6 +76,8 @@ def test_a_restored_etcd_takes_nothing_back(cluster: Cluster, claims: Claims, ev
     for pod in ("moved-again", "made-again", "kept"):
         claims.delete_pod(pod)
     claims.kubectl("delete", "pvc", "--all", "--timeout=180s", timeout_s=200)
+    # The attacher keeps the PersistentVolume until it is detached.
+    cluster.await_(lambda: attachment(cluster, made) or None, "the adopted volume to be detached")
     plane.kubectl("delete", "pv", made, "--timeout=120s", timeout_s=150)
     plane.kubectl("delete", "aoevolume", made, "--timeout=120s", timeout_s=150)
 
