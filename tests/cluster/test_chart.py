@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
-from aoe_lab.kubernetes.helm import DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
+from aoe_lab.kubernetes.helm import CHART, DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
 from aoe_lab.kubernetes.programs import snapshot_definitions
 
 from .installed import TAKE, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from aoe_lab.kubernetes.control_plane import ControlPlane
 
@@ -117,3 +121,40 @@ def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: Cont
     helm.upgrade(values(), TAKE)
     assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
     clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+
+
+def test_definitions_follow_the_release_and_volumes_stay(helm: Helm, clean: ControlPlane, tmp_path: Path) -> None:
+    older = dataclasses.replace(helm, chart=chart_without_progress(tmp_path / "older"))
+    older.upgrade(values(), TAKE, "--force-conflicts")
+    clean.kubectl("apply", "-f-", stdin=VOLUME)
+
+    def progress() -> str:
+        clean.kubectl(
+            "patch", "aoevolume", "kept", "--subresource=status", "--type=merge",
+            '-p={"status":{"progress":{"work":"wiping","percent":7}}}',
+        )  # fmt: skip
+        return clean.kubectl("get", "aoevolume", "kept", "-ojsonpath={.status.progress.percent}").stdout
+
+    made = clean.kubectl("get", "aoevolume", "kept", "-ojsonpath={.metadata.uid} {.spec}").stdout
+    assert progress() == ""
+    helm.upgrade(values())
+    assert progress() == "7"
+    assert "DONE" in clean.kubectl("get", "aoevolumes", "-owide").stdout
+    helm.run("rollback", RELEASE, "1")
+    assert "DONE" not in clean.kubectl("get", "aoevolumes", "-owide").stdout
+    assert clean.kubectl("get", "aoevolume", "kept", "-ojsonpath={.metadata.uid} {.spec}").stdout == made
+    helm.upgrade(values())
+    clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+
+
+def chart_without_progress(place: Path) -> Path:
+    """Copy the chart, its AoEVolume as it was before copies and wipes told how far they are."""
+    chart = shutil.copytree(CHART, place)
+    file = chart / "files" / "crds" / "aoevolumes.yaml"
+    definition = yaml.safe_load(file.read_text())
+    (version,) = definition["spec"]["versions"]
+    columns = version["additionalPrinterColumns"]
+    version["additionalPrinterColumns"] = [one for one in columns if "progress" not in one["jsonPath"]]
+    del version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["progress"]
+    file.write_text(yaml.safe_dump(definition))
+    return chart

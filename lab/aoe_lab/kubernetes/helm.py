@@ -31,6 +31,7 @@ class Helm:
 
     kubeconfig: Path
     place: Path
+    chart: Path = CHART
     program: Path = field(default_factory=lambda: ensure_programs((HELM,))["helm"])
 
     def run(self, *words: str | Path, check: bool = True) -> Finished:
@@ -46,15 +47,15 @@ class Helm:
 
     def lint(self, values: dict[str, Any]) -> None:
         """Have helm look for mistakes. Raises: CommandFailed with what it found."""
-        self.run("lint", "--strict", CHART, self._values(values))
+        self.run("lint", "--strict", self.chart, self._values(values))
 
     def template(self, values: dict[str, Any], *words: str, check: bool = True) -> Finished:
         """Render the chart without asking the cluster."""
-        return self.run("template", RELEASE, CHART, self._values(values), *words, check=check)
+        return self.run("template", RELEASE, self.chart, self._values(values), *words, check=check)
 
     def upgrade(self, values: dict[str, Any], *words: str, check: bool = True) -> Finished:
         """Install the chart, or upgrade the release."""
-        return self.run("upgrade", "--install", RELEASE, CHART, self._values(values), *words, check=check)
+        return self.run("upgrade", "--install", RELEASE, self.chart, self._values(values), *words, check=check)
 
     def _values(self, values: dict[str, Any]) -> str:
         self.place.mkdir(exist_ok=True)
