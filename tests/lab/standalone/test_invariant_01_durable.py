@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
+from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, THIN, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 BLOCKS = 2000
@@ -36,7 +36,10 @@ def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> str:
     target = volume.attach("compute1")
     total = 0
     for cut in range(cuts):
-        with Writer(compute, target, salt=f"cut{cut}", blocks=BLOCKS) as writer:
+        with (
+            cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+            Writer(compute, target, salt=f"cut{cut}", blocks=BLOCKS) as writer,
+        ):
             writer.await_acknowledged(50)
             storage.machine.power_cut()
             time.sleep(1)

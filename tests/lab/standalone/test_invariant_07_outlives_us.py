@@ -6,11 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import THICK, Standalone, Workload, capability
+from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
-
-DEADSECS = "/sys/module/aoe/parameters/aoe_deadsecs"
-OUTLASTING_DEADSECS = 600
 
 
 def test_killing_and_stopping_our_servers_stops_no_io(cluster: Standalone, workload: Callable[..., Workload]) -> None:
@@ -75,10 +72,11 @@ def test_a_storage_reboot_brings_every_export_back_without_us(
     open_one.create()
     target = open_one.attach("compute1")
     storage.machine.run(["systemctl", "disable", "-q", storage.unit])
-    # The other tests' aoe_deadsecs is short for their own ends; a real one outlasts a reboot.
-    compute.run(f"echo {OUTLASTING_DEADSECS} > {DEADSECS}")
     try:
-        with Writer(compute, target, salt="reboot", blocks=4000) as writer:
+        with (
+            cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+            Writer(compute, target, salt="reboot", blocks=4000) as writer,
+        ):
             writer.await_acknowledged(20)
             storage.machine.reboot()
             writer.await_acknowledged(writer.acknowledged() + 50)
@@ -98,4 +96,3 @@ def test_a_storage_reboot_brings_every_export_back_without_us(
         storage.machine.run(["systemctl", "enable", "-q", storage.unit])
         storage.machine.run(["systemctl", "start", storage.unit])
         storage.connect()
-        compute.run(f"echo {cluster.tuning.deadsecs} > {DEADSECS}")

@@ -9,12 +9,11 @@ import pytest
 
 from aoe_csi.proto import csi_pb2 as pb
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import THICK, Standalone, Workload, capability
+from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 PULLED_S = 30
 LONG_DEADSECS = 100
-DEADSECS = "/sys/module/aoe/parameters/aoe_deadsecs"
 RETRYABLE = {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION}
 
 
@@ -30,33 +29,34 @@ def test_unstage_with_dead_targets_while_other_volumes_live(
     living = workload(pool=THICK, size_bytes=32 << 20, storage="storage1", capability=capability(block=True))
     living.create()
     living_target = living.attach("compute1")
-    # Longer than the node server waits for an umount: it has to give up on one, and go on with it later.
-    compute.machine.run(f"echo {LONG_DEADSECS} > {DEADSECS}")
     storage2 = cluster.storage["storage2"]
-    storage2.machine.power_cut()
     codes: list[grpc.StatusCode] = []
-    try:
-        with Writer(compute.machine, living_target, salt="living", blocks=4000) as writer:
-            began, probes, slowest_probe_s = time.monotonic(), 0, 0.0
-            letting_go = [threading.Thread(target=let_go, args=(volume, codes, 10 * LONG_DEADSECS)) for volume in dead]
-            for thread in letting_go:
-                thread.start()
-            while any(thread.is_alive() for thread in letting_go):
-                asked = time.monotonic()
-                compute.identity.Probe(pb.ProbeRequest(), timeout=10)
-                probes, slowest_probe_s = probes + 1, max(slowest_probe_s, time.monotonic() - asked)
-                writer.await_acknowledged(writer.acknowledged() + 5)
-            waited_s = time.monotonic() - began
-        assert grpc.StatusCode.ABORTED in codes, "no umount was given up on: nothing was dirty, or it waited for one"
-        assert set(codes) <= RETRYABLE
-        assert writer.check()["wrong"] == 0
-        mounted = compute.machine.run("findmnt -rno TARGET").stdout
-        assert not [volume.name for volume in dead if volume.name in mounted]
-    finally:
-        compute.machine.run(f"echo {cluster.tuning.deadsecs} > {DEADSECS}")
-        storage2.machine.boot()
-        storage2.machine.wait_ready()
-        storage2.connect()
+    # Longer than the node server waits for an umount: it has to give up on one, and go on with it later.
+    with cluster.deadsecs("compute1", LONG_DEADSECS):
+        storage2.machine.power_cut()
+        try:
+            with Writer(compute.machine, living_target, salt="living", blocks=4000) as writer:
+                began, probes, slowest_probe_s = time.monotonic(), 0, 0.0
+                letting_go = [
+                    threading.Thread(target=let_go, args=(volume, codes, 10 * LONG_DEADSECS)) for volume in dead
+                ]
+                for thread in letting_go:
+                    thread.start()
+                while any(thread.is_alive() for thread in letting_go):
+                    asked = time.monotonic()
+                    compute.identity.Probe(pb.ProbeRequest(), timeout=10)
+                    probes, slowest_probe_s = probes + 1, max(slowest_probe_s, time.monotonic() - asked)
+                    writer.await_acknowledged(writer.acknowledged() + 5)
+                waited_s = time.monotonic() - began
+            assert grpc.StatusCode.ABORTED in codes, "no umount was given up on: nothing was dirty, or it waited"
+            assert set(codes) <= RETRYABLE
+            assert writer.check()["wrong"] == 0
+            mounted = compute.machine.run("findmnt -rno TARGET").stdout
+            assert not [volume.name for volume in dead if volume.name in mounted]
+        finally:
+            storage2.machine.boot()
+            storage2.machine.wait_ready()
+            storage2.connect()
     evidence(
         f"two volumes unstaged {waited_s:.0f} s after their target died (aoe_deadsecs {LONG_DEADSECS}), {len(codes)} "
         f"refusals; meanwhile {probes} Probes, the slowest {slowest_probe_s:.2f} s, and another volume written to"
@@ -107,17 +107,16 @@ def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workloa
     volume = workload(pool=THICK, size_bytes=32 << 20, capability=capability(block=True))
     volume.create()
     target = volume.attach("compute1")
-    machine.run(f"echo {2 * PULLED_S} > {DEADSECS}")
-    try:
-        with Writer(machine, target, salt="pulled", blocks=4000) as writer:
-            writer.await_acknowledged(20)
-            machine.link_down("main")
-            time.sleep(PULLED_S)
-            machine.link_up("main")
-            writer.await_acknowledged(writer.acknowledged() + 50)
-        assert writer.check()["wrong"] == 0
-    finally:
-        machine.run(f"echo {cluster.tuning.deadsecs} > {DEADSECS}")
+    with (
+        cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+        Writer(machine, target, salt="pulled", blocks=4000) as writer,
+    ):
+        writer.await_acknowledged(20)
+        machine.link_down("main")
+        time.sleep(PULLED_S)
+        machine.link_up("main")
+        writer.await_acknowledged(writer.acknowledged() + 50)
+    assert writer.check()["wrong"] == 0
 
 
 def test_a_link_down_for_longer_gives_errors_and_recovers(
