@@ -22,7 +22,7 @@ from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, AoEVolumeStatus
 from aoe_lab import Lab, Topology, evidence, progress
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.kubernetes.control_plane import ControlPlane
-from aoe_operator.storage import FINALIZER
+from aoe_operator.finalizer import FINALIZER
 from bench.storage_on_fakes import SIZE_BYTES
 
 MEMORY_MIB, IDLE_PERCENT, STEADY_S = 150, 1.0, 60.0

@@ -6,15 +6,15 @@ signs of life. Its shelves stay claimed: compute nodes may still hold devices of
 
 from msgspec.structs import replace
 
-from aoe_core.errors import Busy, NotFound
+from aoe_core.errors import Busy
 from aoe_core.resources import conditions, events
 from aoe_core.resources.events import Events
 from aoe_core.resources.leases import Liveness
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.snapshot import AoESnapshot
-from aoe_core.resources.store import Resource, Store
+from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
-from aoe_operator.storage import FINALIZER
+from aoe_operator import finalizer
 
 _AGAIN_S = 5.0
 
@@ -33,12 +33,12 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
     lost = f"storage node {name} was decommissioned, and this with it: delete it, and restore from a backup"
     for volume in volumes:
         if volume.metadata.deletion_timestamp is not None:
-            _let_go(store, volume)
+            finalizer.take_off(store, volume)
         else:
             _lose_volume(store, to, volume, lost, now_s)
     for snapshot in snapshots:
         if snapshot.metadata.deletion_timestamp is not None:
-            _let_go(store, snapshot)
+            finalizer.take_off(store, snapshot)
         else:
             _lose_snapshot(store, to, snapshot, lost, now_s)
     left = f"{len(volumes)} volumes and {len(snapshots)} snapshots of it are left to delete"
@@ -107,16 +107,6 @@ def _lose_snapshot(store: Store, to: Events, snapshot: AoESnapshot, message: str
     if status != snapshot.status:
         store.update_status(replace(snapshot, status=status))
         events.post_change(to, snapshot, status.conditions)
-
-
-def _let_go(store: Store, resource: Resource) -> None:
-    kept = tuple(one for one in resource.metadata.finalizers if one != FINALIZER)
-    if kept == resource.metadata.finalizers:
-        return
-    try:
-        store.update(replace(resource, metadata=replace(resource.metadata, finalizers=kept)))
-    except NotFound:
-        return
 
 
 def _say(store: Store, to: Events, node: AoENode, now_s: int, *, done: bool, message: str) -> None:

@@ -23,8 +23,9 @@ from aoe_core.errors import AoECsiError
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.volume import AoEVolume
 from aoe_operator import metrics
+from aoe_operator.finalizer import FINALIZER
 from aoe_operator.placing import ClusterRole
-from aoe_operator.storage import FINALIZER, StorageRole
+from aoe_operator.storage import StorageRole
 
 Reconcile = Callable[[str], float | None]
 _AGAIN_S = 1.0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -23,14 +24,16 @@ from aoe_core.resources.events import Events
 from aoe_core.resources.fields import Condition, Progress, quantity
 from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
-from aoe_core.resources.store import Resource, Store
+from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
+from aoe_operator import finalizer
+from aoe_operator.finalizer import FINALIZER
 from aoe_operator.seen import Seen
 
 log = logging.getLogger(__name__)
 
-FINALIZER = "aoe-csi.dev/storage"
+Held = TypeVar("Held", AoEVolume, AoESnapshot)
 _SOON_S = 1.0
 _UNFINISHED_S = 5.0
 """A copy under way; or an exporter that the kernel holds, of which each look takes a minute."""
@@ -133,25 +136,22 @@ class StorageRole:
         kopf serves no kind whose definition is going, since the API server offers no patch of it any more, and the
         finalizers would stay for ever. Two questions while no definition is going. Raises: Unreachable, Busy.
         """
-        with suppress(NotFound):  # It is gone.
-            if self._store.is_definition_going(AoEVolume):
-                for volume in self._store.list(AoEVolume):
-                    if self._ends_here(volume):
-                        self._drop_finalizer(volume)
-                        self._forget(volume.metadata.name)
-            if self._store.is_definition_going(AoESnapshot):
-                for snapshot in self._store.list(AoESnapshot):
-                    if self._ends_here(snapshot):
-                        self._drop_finalizer(snapshot)
-                        self._forget(snapshot.metadata.name)
+        self._let_go_of(AoEVolume)
+        self._let_go_of(AoESnapshot)
+
+    def _let_go_of(self, kind: type[Held]) -> None:
+        if not self._store.is_definition_going(kind):
+            return
+        with suppress(NotFound):  # The definition is gone meanwhile.
+            for resource in self._store.list(kind):
+                if resource.spec.node == self._node and resource.metadata.deletion_timestamp is not None:
+                    finalizer.take_off(self._store, resource)
+                    self._forget(resource.metadata.name)
 
     def _forget(self, name: str) -> None:
         """What no resource speaks of any more is an orphan from now on."""
         self._settled.pop(name, None)
         self._met.discard(name)
-
-    def _ends_here(self, resource: AoEVolume | AoESnapshot) -> bool:
-        return resource.spec.node == self._node and resource.metadata.deletion_timestamp is not None
 
     def find_drifted(self) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
@@ -275,9 +275,7 @@ class StorageRole:
 
     def _accept(self, volume: AoEVolume) -> AoEVolume:
         """Take a volume on: first the finalizer, so that it cannot vanish, then the word that binds it here."""
-        if FINALIZER not in volume.metadata.finalizers:
-            metadata = replace(volume.metadata, finalizers=(*volume.metadata.finalizers, FINALIZER))
-            volume = self._store.update(replace(volume, metadata=metadata))
+        volume = finalizer.put(self._store, volume)
         status = replace(
             volume.status,
             node=self._node,
@@ -426,7 +424,7 @@ class StorageRole:
         """Delete what is to go; the finalizer goes only when LVM has let go of the name."""
         if self._store.is_definition_going(AoEVolume):
             # Nobody has asked for this volume's end: its definition is being removed, and every resource with it.
-            self._drop_finalizer(volume)
+            finalizer.take_off(self._store, volume)
             self._forget(volume.metadata.name)
             return None
         volume_id = VolumeId(volume.metadata.name)
@@ -443,16 +441,8 @@ class StorageRole:
             self._write_status(volume, work.status)
             return work.again_s
         self._seen.forget(volume.metadata.name)
-        self._drop_finalizer(volume)
+        finalizer.take_off(self._store, volume)
         return None
-
-    def _drop_finalizer(self, resource: Resource) -> None:
-        kept = tuple(one for one in resource.metadata.finalizers if one != FINALIZER)
-        if kept == resource.metadata.finalizers:
-            return
-        log.info("let go", extra={"kind": type(resource).__name__, "resource": resource.metadata.name})
-        metadata = replace(resource.metadata, finalizers=kept)
-        self._store.update(replace(resource, metadata=metadata))
 
     def _say(
         self,
@@ -494,9 +484,7 @@ class StorageRole:
         snapshot_id = SnapshotId(name)
         if snapshot.metadata.deletion_timestamp is not None:
             return self._end_snapshot(snapshot)
-        if FINALIZER not in snapshot.metadata.finalizers:
-            metadata = replace(snapshot.metadata, finalizers=(*snapshot.metadata.finalizers, FINALIZER))
-            snapshot = self._store.update(replace(snapshot, metadata=metadata))
+        snapshot = finalizer.put(self._store, snapshot)
         once_taken = snapshot.status.taken_at is not None
         again_s: float | None = None
         try:
@@ -543,7 +531,7 @@ class StorageRole:
         if FINALIZER not in snapshot.metadata.finalizers:
             return None
         if self._store.is_definition_going(AoESnapshot):
-            self._drop_finalizer(snapshot)
+            finalizer.take_off(self._store, snapshot)
             self._forget(snapshot.metadata.name)
             return None
         try:
@@ -561,5 +549,5 @@ class StorageRole:
                 self._store.update_status(replace(snapshot, status=replace(snapshot.status, conditions=said)))
                 events.post_change(self._events, snapshot, said)
             return _again_s(error)
-        self._drop_finalizer(snapshot)
+        finalizer.take_off(self._store, snapshot)
         return None
