@@ -89,6 +89,7 @@ def main() -> None:
         prepare=lambda _: None,
         check=lambda _: (),
         boot="b",
+        machine_id="1" * 32,
         stop=stop,
     ) as process:
         handlers.run(handlers.storage(process.role, "storage1"), stop=stop, liveness=None)

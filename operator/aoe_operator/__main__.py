@@ -27,7 +27,7 @@ from aoe_operator import handlers, metrics
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
-from aoe_operator.storage_process import StorageProcess, card_status, find_lacks
+from aoe_operator.storage_process import StorageProcess, card_status, find_lacks, machine_id
 
 OK, REFUSED = 0, 2
 NAMESPACE = "aoe-csi"
@@ -107,6 +107,7 @@ def _storage(options: argparse.Namespace, stop: threading.Event) -> None:
             prepare=prepare,
             check=functools.partial(find_lacks, runner),
             boot=boot,
+            machine_id=machine_id(runner),
             stop=stop,
         ) as process,
     ):

@@ -19,29 +19,48 @@ FEW = 32
 """So few addresses left for some node, and another shelf is claimed."""
 
 
-def ensure_claims(store: Store, node: AoENode) -> tuple[AoEShelf, ...]:
-    """Return the node's claims, after seeing to one on each SAN. Raises: NoSpace, Unreachable."""
-    claims = [claim for claim in store.list(AoEShelf) if claim.spec.node == node.metadata.name]
+def ensure_claims(store: Store, node: AoENode, machine_id: str) -> tuple[AoEShelf, ...]:
+    """Return the node's claims, after seeing to one on each SAN. Raises: NoSpace, Unreachable.
+
+    What an earlier machine of its name has claimed is left alone. That machine knew which addresses rest, and this one
+    does not: compute nodes may still hold devices of them, with writes for what was served there.
+    """
+    claims = [claim for claim in store.list(AoEShelf) if _is_claimed_by(claim, node, machine_id)]
     for san in node.spec.sans:
         if not any(claim.spec.san == san.name for claim in claims):
-            claims.append(claim_shelf(store, node, san))
+            claims.append(claim_shelf(store, node, san, machine_id))
     return tuple(claims)
 
 
-def claim_shelf(store: Store, node: AoENode, san: SanSpec, system_id: str = "") -> AoEShelf:
+def _is_claimed_by(claim: AoEShelf, node: AoENode, machine_id: str) -> bool:
+    # Without a machine ID: a person's gift.
+    return claim.spec.node == node.metadata.name and claim.spec.machine_id in ("", machine_id)
+
+
+def claim_shelf(store: Store, node: AoENode, san: SanSpec, machine_id: str) -> AoEShelf:
     """Claim one more shelf of a SAN: the first of the ranges that nobody has. Raises: NoSpace, Unreachable."""
-    taken = {claim.spec.shelf for claim in store.list(AoEShelf) if claim.spec.san == san.name}
+    there = [claim for claim in store.list(AoEShelf) if claim.spec.san == san.name]
+    taken = {claim.spec.shelf for claim in there}
     for shelf in (shelf for one in san.shelves for shelf in range(one.first, one.last + 1)):
         if shelf in taken or shelf == 4095:
             continue
-        spec = AoEShelfSpec(san=san.name, shelf=shelf, node=node.metadata.name, system_id=system_id)
+        spec = AoEShelfSpec(san=san.name, shelf=shelf, node=node.metadata.name, machine_id=machine_id)
         try:
             return store.create(AoEShelf(metadata=ObjectMeta(name=shelf_name(san.name, shelf)), spec=spec))
         except Conflict:
             continue  # Somebody was faster.
-    raise NoSpace(
-        f"every shelf that AoENode {node.metadata.name} may claim on SAN {san.name} is claimed; widen its ranges"
-    )
+    former = [
+        claim.metadata.name
+        for claim in there
+        if claim.spec.node == node.metadata.name and not _is_claimed_by(claim, node, machine_id)
+    ]
+    remedy = "widen its ranges"
+    if former:
+        remedy += (
+            f", or delete the AoEShelves of the machine that had its name before ({', '.join(former)}), once every"
+            " compute node has rebooted"
+        )
+    raise NoSpace(f"every shelf that AoENode {node.metadata.name} may claim on SAN {san.name} is claimed; {remedy}")
 
 
 def find_short(claims: Iterable[AoEShelf], files: Iterable[ExportFile], *, now_s: int, rest_s: int) -> tuple[str, ...]:

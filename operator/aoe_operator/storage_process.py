@@ -5,6 +5,7 @@ exports are units of the host and do not notice.
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from aoe_core import preflight
-from aoe_core.errors import AoECsiError, NoSpace
+from aoe_core.errors import AoECsiError, NoSpace, Unreachable
 from aoe_core.host.runner import HostRunner
 from aoe_core.resources.events import Event, Events
 from aoe_core.resources.leases import RENEW_S, WENT_BACK, LeaseStore
@@ -48,6 +49,7 @@ class StorageProcess:
         prepare: Callable[[Settings], None],
         check: Callable[[Settings], tuple[Finding, ...]],
         boot: str,
+        machine_id: str,
         stop: threading.Event,
         heartbeat_s: float = RENEW_S,
     ) -> None:
@@ -60,13 +62,14 @@ class StorageProcess:
         self._events = events
         self._card = card
         self._boot = boot
+        self._machine_id = machine_id
         self._stop = stop
         self._heartbeat_s = heartbeat_s
         self._revision = 0
         self._told_short: set[str] = set()
         self._unclaimed: tuple[Orphan, ...] = ()
         self._node = await_node(store, node)
-        self._claims = shelves.ensure_claims(store, self._node)
+        self._claims = shelves.ensure_claims(store, self._node, machine_id)
         self._settings = storage_node.settings_of(self._node, self._claims)
         self._check = check
         self._findings: tuple[Finding, ...] = ()
@@ -159,7 +162,7 @@ class StorageProcess:
         short = shelves.find_short(self._claims, files, now_s=int(time.time()), rest_s=rest_s)
         for san in (one for one in self._node.spec.sans if one.name in short):
             try:
-                claim = shelves.claim_shelf(self._store, self._node, san)
+                claim = shelves.claim_shelf(self._store, self._node, san, self._machine_id)
             except NoSpace as error:
                 if san.name not in self._told_short:
                     self._told_short.add(san.name)
@@ -205,6 +208,14 @@ def card_status(interface: str) -> SanStatus:
         mtu=int(read("mtu") or 0),
         up=read("operstate") in ("up", "unknown") and bool(mac),
     )
+
+
+def machine_id(runner: HostRunner) -> str:
+    """Return the machine ID of the host, see machine-id(5). Raises: Unreachable when it has none, CommandFailed."""
+    said = runner.run(["cat", "/etc/machine-id"], timeout_s=10)
+    if not re.fullmatch(r"[0-9a-f]{32}", found := said.stdout.strip()):
+        raise Unreachable("this host has no machine ID in /etc/machine-id; let systemd-machine-id-setup make one")
+    return found
 
 
 def find_lacks(runner: HostRunner, settings: Settings) -> tuple[Finding, ...]:

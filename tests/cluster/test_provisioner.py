@@ -40,7 +40,7 @@ from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, Ku
 from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
 from aoe_core.resources.provisioner import ClusterProvisioner
-from aoe_core.resources.shelf import AoEShelf
+from aoe_core.resources.shelf import AoEShelf, AoEShelfSpec
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec
@@ -52,11 +52,13 @@ from aoe_operator import handlers
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
+from aoe_operator.shelves import ensure_claims
 from aoe_operator.storage import StorageRole
 from aoe_operator.storage_process import StorageProcess
 
 WRITER = AccessMode.SINGLE_NODE_SINGLE_WRITER
 V = VolumeId("v")
+MACHINE = "1" * 32
 
 
 class Paused(StorageRole):
@@ -99,6 +101,7 @@ class Roles:
             prepare=lambda _: None,
             check=lambda _: (),
             boot="b",
+            machine_id=MACHINE,
             stop=self.stopped,
             heartbeat_s=0.2,
         )
@@ -647,6 +650,28 @@ def test_a_further_shelf_is_claimed_before_addresses_run_short(roles: Roles) -> 
     """And the process ends, to start anew with it."""
     assert roles.stopped.wait(60)
     assert {claim.metadata.name for claim in roles.store.list(AoEShelf)} == {f"{SAN}-{SHELF}", f"{SAN}-{SHELF + 1}"}
+
+
+def test_a_new_machine_of_an_old_name_claims_shelves_of_its_own(store: KubernetesStore) -> None:
+    """It knows nothing of addresses that rest on the old ones."""
+    shelves = (ShelfRange(first=SHELF, last=SHELF + 1),)
+    spec = AoENodeSpec(
+        pools=(PoolSpec(name="thick", volume_group="vg0"),),
+        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=shelves),),
+    )
+    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
+
+    def claimed(machine_id: str) -> list[int]:
+        return [claim.spec.shelf for claim in ensure_claims(store, node, machine_id)]
+
+    assert claimed("1" * 32) == claimed("1" * 32) == [SHELF]
+    assert claimed("2" * 32) == [SHELF + 1]
+    with pytest.raises(NoSpace, match=rf"\({SAN}-{SHELF}, {SAN}-{SHELF + 1}\), once every compute node has rebooted"):
+        claimed("3" * 32)
+    # Given to it by hand.
+    given = AoEShelfSpec(san=SAN, shelf=SHELF + 9, node="storage1")
+    store.create(AoEShelf(metadata=ObjectMeta(name=f"{SAN}-{SHELF + 9}"), spec=given))
+    assert claimed("3" * 32) == [SHELF + 9]
 
 
 def test_a_copy_under_way_is_told_of(

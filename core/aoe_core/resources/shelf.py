@@ -28,8 +28,12 @@ class AoEShelfSpec(Fields, frozen=True, kw_only=True):
         rules(rule("self != 4095", "shelf 4095 cannot be used: Linux drops what it says")),
     ]
     node: Annotated[ObjectName, Meta(description="The storage node.")]
-    system_id: Annotated[
-        str, Meta(max_length=128, description="The LVM system ID of the node, which its volume groups carry.")
+    machine_id: Annotated[
+        str,
+        Meta(
+            max_length=32,
+            description="/etc/machine-id of the system that claimed it, and that alone knows which addresses rest.",
+        ),
     ] = ""
 
 
