@@ -21,7 +21,7 @@ from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, Vo
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
-from aoe_core.resources.fields import Condition, Progress, quantity
+from aoe_core.resources.fields import GROUP, Condition, Progress, quantity
 from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Store
@@ -32,6 +32,9 @@ from aoe_operator.finalizer import FINALIZER
 from aoe_operator.seen import Seen
 
 log = logging.getLogger(__name__)
+
+POOL_IS_GONE = f"{GROUP}/pool-is-gone"
+"""Annotation of an AoEVolume or AoESnapshot: the pool of which a person says that it, and what was in it, is lost."""
 
 Held = TypeVar("Held", AoEVolume, AoESnapshot)
 _SOON_S = 1.0
@@ -306,6 +309,7 @@ class StorageRole:
         was_ready = volume.status.phase in ("Ready", "Lost")
         try:
             if was_ready:
+                self._require_pool(volume, volume.spec.pool)
                 made = self._engine.get_volume(volume_id).volume
             else:
                 made = self._engine.create_volume(conversion.request_of(volume))
@@ -348,6 +352,21 @@ class StorageRole:
             return made
         self._say(volume, work, "Expanded", None, message=f"the volume has {quantity(grown.size_bytes)}")
         return grown
+
+    def _require_pool(self, resource: AoEVolume | AoESnapshot, pool: str) -> None:
+        """Check that somebody looks where it was made: else it is out of sight, which is not gone.
+
+        Raises: Unreachable.
+        """
+        name, metadata = resource.metadata.name, resource.metadata
+        if pool in self._engine.pools() or metadata.annotations.get(POOL_IS_GONE) == pool:
+            return
+        kind = type(resource).__name__
+        raise Unreachable(
+            f"{kind} {name} was made in pool {pool}, which AoENode {self._node} does not name any more: put the pool"
+            " back; or, if its disks are gone for good, say"
+            f" kubectl annotate {kind.lower()} {name} {POOL_IS_GONE}={pool}"
+        )
 
     def _revoke_unwanted(self, volume: AoEVolume, work: _Round) -> None:
         """Revoke what no ticket asks for, and count no grant as in force that is not."""
@@ -434,6 +453,8 @@ class StorageRole:
                 nodes = ", ".join(ticket.node for ticket in volume.spec.tickets)
                 raise InUse(f"volume {volume_id} is held by {nodes}; take it back there first, then it is deleted")
             self._engine.unpublish(volume_id, None)
+            if volume.status.size is not None:
+                self._require_pool(volume, volume.spec.pool)
             self._engine.delete_volume(volume_id)
         except AoECsiError as error:
             work.postpone(error)
@@ -489,6 +510,7 @@ class StorageRole:
         again_s: float | None = None
         try:
             if once_taken:
+                self._require_pool(snapshot, snapshot.status.pool)
                 taken = self._engine.get_snapshot(snapshot_id)
             else:
                 taken = self._engine.create_snapshot(snapshot_id, VolumeId(snapshot.spec.volume))
@@ -535,6 +557,8 @@ class StorageRole:
             self._forget(snapshot.metadata.name)
             return None
         try:
+            if snapshot.status.taken_at is not None:
+                self._require_pool(snapshot, snapshot.status.pool)
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
         except AoECsiError as error:
             log.warning("snapshot waits", extra={"snapshot": snapshot.metadata.name, "error": str(error)})

@@ -6,11 +6,12 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import pytest
 from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
@@ -53,7 +54,7 @@ from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
 from aoe_operator.shelves import ensure_claims
-from aoe_operator.storage import StorageRole
+from aoe_operator.storage import POOL_IS_GONE, StorageRole
 from aoe_operator.storage_process import StorageProcess
 
 WRITER = AccessMode.SINGLE_NODE_SINGLE_WRITER
@@ -370,6 +371,54 @@ def test_a_ticket_taken_back_before_it_was_granted_is_answered(
     seen = store.get(AoEVolume, V)
     assert seen.status.observed_generation == seen.metadata.generation
     assert (seen.status.refusals, [grant.node for grant in seen.status.grants]) == ((), [first.name])
+
+
+def test_who_takes_back_again_waits_for_the_storage_node_again(
+    store: KubernetesStore, provisioner: ClusterProvisioner, machines: Machines, roles: Roles
+) -> None:
+    """Ticket and grant are not to be seen any more, and the export may be there."""
+    node, hurried = machines.identity(COMPUTE_NODES[0]), ClusterProvisioner(store, patience_s=1)
+    provisioner.create_volume(spec())
+    roles.storage.paused.set()
+    with pytest.raises(Unfinished):
+        hurried.publish(V, node, WRITER, read_only=False, block=True)
+    for _ in range(2):
+        with pytest.raises(Unfinished):
+            hurried.unpublish(V, node.name)
+    roles.storage.paused.clear()
+    provisioner.unpublish(V, node.name)
+    hurried.unpublish(V, node.name)
+
+
+def test_a_volume_whose_pool_nobody_names_any_more_is_not_lost(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """Out of sight is not gone; until a person says so."""
+    provisioner.create_volume(spec())
+    kept = machines.engine._settings  # noqa: SLF001 - its AoENode is what it is made of, and it cannot be changed.
+    fewer = msgspec.structs.replace(kept, pool=tuple(one for one in kept.pool if one.name != "thin"))
+    machines.engine._settings = fewer  # noqa: SLF001
+
+    def said(type_: str, text: str) -> Callable[[AoEVolume | None], AoEVolume | None]:
+        def look(one: AoEVolume | None) -> AoEVolume | None:
+            condition = find(one.status.conditions, type_) if one else None
+            return one if condition and text in condition.message else None
+
+        return look
+
+    assert looked_again(roles) is not None
+    seen = store.await_(AoEVolume, V, said("Ready", "put the pool back"), timeout_s=10)
+    assert seen is not None
+    assert seen.status.phase == "Ready"
+    store.delete(AoEVolume, V)
+    seen = store.await_(AoEVolume, V, said("Deleted", f"{POOL_IS_GONE}=thin"), timeout_s=60)
+    assert seen is not None
+    machines.engine._settings = kept  # noqa: SLF001
+    assert machines.engine.get_volume(V).volume.pool == "thin"
+    machines.engine._settings = fewer  # noqa: SLF001
+    annotations = {"metadata": {"annotations": {POOL_IS_GONE: "thin"}}}
+    store.apply(AoEVolume, V, annotations, holder="a-person")
+    assert store.await_(AoEVolume, V, lambda one: one is None or None, timeout_s=60)
 
 
 def test_a_growth_is_done_when_its_exporter_knows_of_it(

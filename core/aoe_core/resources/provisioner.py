@@ -250,7 +250,7 @@ class ClusterProvisioner:
         deadline = time.monotonic() + self._patience_s
         while True:
             volume = self._find_volume(volume_id)
-            if volume is None or not (volume.spec.tickets or volume.status.grants):
+            if volume is None or (_is_free(volume) and _has_been_heard(volume)):
                 return None
             kept = tuple(one for one in volume.spec.tickets if node is not None and one.node != node)
             if kept == volume.spec.tickets:
@@ -379,6 +379,15 @@ def _is_on(node: AoENode, sans: Collection[SanName]) -> bool:
 
 def _is_given_out(volume: AoEVolume) -> bool:
     return volume.status.phase == "Ready" and volume.metadata.deletion_timestamp is None
+
+
+def _is_free(volume: AoEVolume) -> bool:
+    return not (volume.spec.tickets or volume.status.grants)
+
+
+def _has_been_heard(volume: AoEVolume) -> bool:
+    """Whether the storage node has looked since the last wish: it may have begun an export that it never told of."""
+    return volume.status.node is None or volume.status.observed_generation >= volume.metadata.generation
 
 
 def _require_not_going(volume: AoEVolume) -> None:
