@@ -138,15 +138,21 @@ def _cluster_node(options: argparse.Namespace) -> int:
     if options.prepare_host:
         machine.prepare_host()
     composition = compose_cluster_node(machine)
+
+    def lack(registered: registration.Registration | None) -> str | None:
+        if not machine.takes_part:
+            return None
+        return machine.find_lack() or (registered.problem if registered is not None else None)
+
     if options.registration_directory is None:
-        return _serve(options, composition, alive=machine.find_change, ready=machine.find_lack)
+        return _serve(options, composition, alive=machine.find_change, ready=lambda: lack(None))
     registered = registration.Registration(parse_endpoint(options.endpoint))
     return _serve(
         options,
         composition,
         beside=[Server(str(registration.socket_in(options.registration_directory)), registered)],
         alive=machine.find_change,
-        ready=lambda: machine.find_lack() or registered.problem,
+        ready=lambda: lack(registered),
     )
 
 

@@ -1,9 +1,11 @@
 """A compute node of a cluster: its settings out of rules that all nodes share, and what it lacks.
 
 It asks no API server. What it lacks is told where somebody looks: NodeGetInfo fails with it, so that kubelet does not
-register the driver and no pod is sent here; /readyz and a metric say the same.
+register the driver and no pod is sent here; /readyz and a metric say the same. A machine that no rule speaks of takes
+no part: NodeGetInfo fails there too, but nothing is amiss, and its pod is ready, or it would hold up every update.
 """
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -11,12 +13,18 @@ from pathlib import Path
 import prometheus_client
 
 from aoe_core import preflight, preparation, san_rules
+from aoe_core.attach.records import records_of
 from aoe_core.errors import AoECsiError
 from aoe_core.host.runner import HostRunner
 from aoe_core.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _LACKING = prometheus_client.Gauge(
     "aoe_csi_node_lacking", "Findings of preflight that keep this node from taking volumes."
+)
+_SANS = prometheus_client.Gauge(
+    "aoe_csi_node_sans", "SANs this node is on; at 0 no rule matches its interfaces, and it takes no part."
 )
 _LOOK_EVERY_S = 30.0
 """A look costs a dozen commands, and probes come every few seconds."""
@@ -36,9 +44,21 @@ class ClusterNode:
         self._looked_s = float("-inf")
         self._lack: str | None = None
         self.settings = self._resolve()
+        _SANS.set(len(self.settings.san))
+        # Who has volumes and lost the card to them is not a bystander.
+        self._has_volumes = bool(records_of(Path(self.settings.state_directory)).read_all())
+        if not self.takes_part:
+            log.warning("takes no part", extra={"node": name, "why": self._no_match()})
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this machine is on a SAN, or was when the volumes it still has were staged."""
+        return bool(self.settings.san) or self._has_volumes
 
     def prepare_host(self) -> None:
-        """Bring the host's units, rules and module options into place."""
+        """Bring the host's units, rules and module options into place, if the host takes part."""
+        if not self.takes_part:
+            return
         preparation.try_to_prepare(self.settings, self._runner)
 
     def find_change(self) -> str | None:
@@ -63,11 +83,14 @@ class ClusterNode:
     def _present(self) -> list[str]:
         return sorted(path.name for path in self._interfaces.iterdir())
 
+    def _no_match(self) -> str:
+        present = ", ".join(self._present())
+        return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
+
     def _look(self) -> str | None:
         if not self.settings.san:
-            _LACKING.set(1)
-            present = ", ".join(self._present())
-            return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
+            _LACKING.set(int(self.takes_part))
+            return self._no_match()
         failures = [
             one
             for one in preflight.run(self.settings, self._runner, shared=True)

@@ -206,6 +206,11 @@ class KubernetesLeases:
         }
 
 
+def _is_ready(pod: Pod) -> bool:
+    said = (pod.status.conditions if pod.status else None) or ()
+    return any(one.type == "Ready" and one.status == "True" for one in said)
+
+
 class KubernetesRegistrations:
     """CSINodes, where kubelet writes who has registered, and the pods of our node server."""
 
@@ -229,12 +234,13 @@ class KubernetesRegistrations:
             }
 
     def node_pods(self) -> Mapping[str, int]:
-        """Return node → since when its node server's pod is there. Raises: Unreachable."""
+        """Return node → since when its node server's pod is there, if that is not ready. Raises: Unreachable."""
         with _translated(Pod, ""):
             return {
                 pod.spec.nodeName: int(pod.metadata.creationTimestamp.timestamp())
                 for pod in self._client.list(Pod, labels=_NODE_PODS, chunk_size=500)
                 if pod.metadata and pod.metadata.creationTimestamp and pod.spec and pod.spec.nodeName
+                if not _is_ready(pod)
             }
 
 

@@ -11,4 +11,7 @@ class RegistrationStore(Protocol):
         """Return node → the CSI node id that our driver is registered under there."""
 
     def node_pods(self) -> Mapping[str, int]:
-        """Return node → since when its node server's pod is there, in seconds since the epoch."""
+        """Return node → since when its node server's pod is there, in seconds since the epoch.
+
+        Of those alone that are not ready: who is ready has registered, or is on no SAN and takes no part.
+        """

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from aoe_core.errors import Invalid
+from aoe_core.host.files import DurableFiles
 from aoe_csi.cluster_node import ClusterNode
 from aoe_csi.health import Health, parse_address
 from aoe_csi.proto import csi_pb2 as csi
@@ -83,16 +84,17 @@ def test_kubelet_is_told_who_it_is_and_tells_what_came_of_it(started: Started) -
     assert "no such node" in started.log.read_text()
 
 
-def test_a_node_on_no_san_is_alive_not_ready_and_not_registered(started: Started) -> None:
+def test_a_node_on_no_san_takes_no_part_and_holds_up_no_update(started: Started) -> None:
     port = started.port()
     assert ask(port, "/healthz") == (200, "ok\n")
-    code, said = ask(port, "/readyz")
-    assert code == 503
-    assert "no rule for a SAN matches an interface of node n1 (it has" in said
+    assert ask(port, "/readyz") == (200, "ok\n")
+    assert "no rule for a SAN matches an interface of node n1 (it has" in started.log.read_text()
     with grpc.insecure_channel(f"unix:{started.socket}") as channel, pytest.raises(grpc.RpcError) as refusal:
         csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi.NodeGetInfoRequest(), timeout=30)
     assert "mend the rules" in str(refusal.value.details())
-    assert "aoe_csi_node_lacking 1.0" in ask(port, "/metrics")[1]
+    told = ask(port, "/metrics")[1]
+    assert "aoe_csi_node_lacking 0.0" in told
+    assert "aoe_csi_node_sans 0.0" in told
     assert 'aoe_csi_call_seconds_count{code="UNAVAILABLE",method="NodeGetInfo"} 1.0' in ask(port, "/metrics")[1]
     assert ask(port, "/other")[0] == 404
 
@@ -119,6 +121,22 @@ def test_what_a_machine_lacks_is_said_with_the_remedy(tmp_path: Path) -> None:
     lack = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net").find_lack()
     assert lack is not None
     assert "run aoe-csi prepare-host" in lack
+
+
+def test_who_lost_the_card_to_its_volumes_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    (tmp_path / "net" / "lo").mkdir(parents=True)
+
+    def node() -> ClusterNode:
+        return ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net")
+
+    (tmp_path / "staged").mkdir()
+    monkeypatch.setattr("aoe_csi.cluster_node.records_of", lambda _: DurableFiles(tmp_path / "staged"))
+    assert not node().takes_part
+    (tmp_path / "staged" / "v").write_text("{}")
+    assert node().takes_part
+    assert node().find_lack() == "no rule for a SAN matches an interface of node n1 (it has lo); mend the rules"
 
 
 @pytest.mark.parametrize("text", ["", "9808", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:70000"])
