@@ -110,6 +110,8 @@ state: /var/lib/aoe-csi
   - --csi-address=/csi/csi.sock
   - --leader-election
   - --timeout={{ $common.timeoutSeconds }}s
+  - --retry-interval-start={{ $common.retryStartSeconds }}s
+  - --retry-interval-max={{ $common.retryMaxSeconds }}s
   - {{ .workers }}={{ $own.workers }}
   - --kube-api-qps={{ $common.kubeApiQps }}
   - --kube-api-burst={{ $common.kubeApiBurst }}

@@ -133,6 +133,8 @@ class Cluster:
                 }
                 for san in sans
             ],
+            # One storage node, or few: there is no next one to be kept from a bad version.
+            "storage": {"minReadySeconds": 0},
             # Tests do not wait ten minutes; a storage machine of the lab is back within one.
             "initiator": {"deadSeconds": 120},
             "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
@@ -237,6 +239,16 @@ class Cluster:
             drivers = [driver["name"] for driver in node["spec"].get("drivers") or ()]
             if "aoe-csi.dev" not in drivers:
                 return f"node {node['metadata']['name']} has not registered the driver"
+        return self._storage_nodes()
+
+    def _storage_nodes(self) -> str | None:
+        listed = json.loads(self.plane.kubectl("get", "aoenodes", "-o", "json").stdout)["items"]
+        for node in listed:
+            said = node.get("status", {}).get("conditions", [])
+            ready = next((one for one in said if one["type"] == "Ready"), None)
+            current = ready is not None and ready.get("observedGeneration") == node["metadata"]["generation"]
+            if ready is None or not current or ready["status"] != "True":
+                return f"AoENode {node['metadata']['name']}: {ready}"
         return None
 
     def stop(self) -> None:
