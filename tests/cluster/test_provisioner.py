@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -36,10 +36,19 @@ from aoe_core.model import (
 from aoe_core.resources import placement
 from aoe_core.resources.conditions import find
 from aoe_core.resources.events import Event, Events, Subject
-from aoe_core.resources.fields import ObjectMeta
+from aoe_core.resources.fields import Condition, ObjectMeta
 from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
-from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec, SanSpec, SanStatus, ShelfRange
+from aoe_core.resources.node import (
+    AoENode,
+    AoENodeSpec,
+    AoENodeStatus,
+    PoolSpec,
+    PoolStatus,
+    SanSpec,
+    SanStatus,
+    ShelfRange,
+)
 from aoe_core.resources.provisioner import ClusterProvisioner
 from aoe_core.resources.shelf import AoEShelf, AoEShelfSpec
 from aoe_core.resources.snapshot import AoESnapshot
@@ -768,6 +777,38 @@ class _Deaf:
 
     def post(self, subject: Subject, event: Event) -> None:
         pass
+
+
+def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who is placed next knows of those before."""
+    monkeypatch.setattr("aoe_operator.placing._LOOK_S", 60.0)
+    spec = AoENodeSpec(
+        pools=(PoolSpec(name="thick", volume_group="vg0"),),
+        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),),
+    )
+    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
+    ready = Condition(type="Ready", status="True", reason="Done", last_transition_time="2026-01-01T00:00:00Z")
+    offer = PoolStatus(name="thick", available="5Gi", largest_volume="5Gi")
+    store.update_status(
+        AoENode(metadata=node.metadata, spec=node.spec, status=AoENodeStatus(pools=(offer,), conditions=(ready,)))
+    )
+    names = [f"v{number}" for number in range(8)]
+    for name in names:
+        store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=AoEVolumeSpec(size="1Gi", pool="thick")))
+    asked: list[type] = []
+    look = store.list
+
+    def counted(kind: type[Any]) -> tuple[Any, ...]:
+        asked.append(kind)
+        return look(kind)
+
+    monkeypatch.setattr(store, "list", counted)
+    role = ClusterRole(store, lambda: frozenset({"storage1"}), _Deaf())
+    for name in names:
+        assert role.place(name) is not None
+    assert sorted(asked, key=str) == [AoENode, AoEVolume]
+    placed = [store.get(AoEVolume, name).spec.node for name in names]
+    assert placed == ["storage1"] * 5 + [None] * 3
 
 
 def test_a_silent_storage_node_says_so_and_offers_nothing(
