@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from aoe_lab import process, source_tree
+from aoe_lab import process, progress, source_tree
 from aoe_lab.console import Console
 from aoe_lab.disks import DiskServer
 from aoe_lab.emulator import Emulator, MachineState
@@ -40,6 +40,8 @@ class Machine:
     enter: tuple[str, ...]
     emulator: Emulator
     _forwards: dict[str, Callable[[], object]] = field(default_factory=dict)
+    _began_s: float | None = None
+    """When the boot began whose clock nobody has looked at yet."""
 
     @classmethod
     def load(cls, spec: MachineSpec, place: Path, enter: tuple[str, ...]) -> Self:
@@ -83,11 +85,36 @@ class Machine:
             disk.start(self.enter)
         for san in self.spec.sans:
             self._netem_mark(san).unlink(missing_ok=True)
-        self.console.mark_boot()
+        self._mark_boot()
         self.emulator.start()
 
     def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
-        """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again."""
+        """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again.
+
+        A kernel that was kept from the processor while it measured its clock may run many times too fast for as long as
+        it is up, and every time limit with it. Such a boot is ended, and another one begun.
+        """
+        self._await_answer(timeout_s)
+        while self._is_ahead_of_time():
+            progress.say(f"{self.name}: its clock runs too fast, the host was busy when it was set; booting it again")
+            self.power_cut()
+            self.boot()
+            self._await_answer(timeout_s)
+        for forward in self._forwards.values():
+            forward()
+
+    def _mark_boot(self) -> None:
+        self.console.mark_boot()
+        self._began_s = time.monotonic()
+
+    def _is_ahead_of_time(self) -> bool:
+        if self._began_s is None:
+            return False
+        uptime_s = float(self.run("cat /proc/uptime").stdout.split()[0])
+        elapsed_s, self._began_s = time.monotonic() - self._began_s, None
+        return uptime_s > elapsed_s + 1
+
+    def _await_answer(self, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while self.console.ready_boot_id() is None:
             if time.monotonic() > end:
@@ -99,8 +126,6 @@ class Machine:
             self._connection.open()
         except MachineUnreachable as error:
             raise BootFailed(f"{error}\n{self.console_tail()}") from error
-        for forward in self._forwards.values():
-            forward()
 
     def power_cut(self) -> None:
         """End the machine without warning; its disks lose what they had not written. Nothing to do if it is off."""
@@ -112,7 +137,7 @@ class Machine:
 
     def reboot(self) -> None:
         """Have the machine shut down and start again by itself, and wait until it is ready."""
-        self.console.mark_boot()
+        self._mark_boot()
         with suppress(MachineUnreachable):  # The connection may end before the answer.
             self.run("systemctl --no-block reboot")
         self.wait_ready()
