@@ -25,6 +25,8 @@ PLACE = b"/var/tmp/aoe-lab/demo/"
 # A step in the middle of each: machines run, volumes are in use.
 STANDALONE = ("aoe_lab.demo", "NodeStageVolume")
 KUBERNETES = ("aoe_lab.kubernetes.demo", "Pull the power")
+BARS_S = {"aoe_lab.kubernetes.demo": 360}
+"""How long one may take whose programs and images are in the cache; told, not asserted: machines are noisy."""
 
 
 def left_over() -> list[str]:
@@ -54,7 +56,10 @@ def test_a_demonstration_works_twice_and_cleans_up(module: str, step: str, evide
         claims = done.stdout.count("✔")
         steps = len(re.findall(r"^\[ ?\d+\]", done.stdout, re.MULTILINE))
         assert claims > 4
-        evidence(f"{turn} run: {steps} steps, {claims} claims checked, {time.monotonic() - begin:.0f} s")
+        took_s = time.monotonic() - begin
+        bar_s = BARS_S.get(module)
+        judged = "" if bar_s is None else f" (bar {bar_s} s: {'holds' if took_s <= bar_s else 'MISSED'})"
+        evidence(f"{turn} run: {steps} steps, {claims} claims checked, {took_s:.0f} s{judged}")
     interrupted = subprocess.Popen(
         [sys.executable, "-u", "-m", module], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -16,11 +17,11 @@ from aoe_lab.errors import LabError
 from aoe_lab.kubernetes.helm import NAMESPACE
 
 from .claims import DIRECTORY, sleeping
+from .writer import Writer
 
 if TYPE_CHECKING:
     from aoe_lab.evidence import Evidence
     from aoe_lab.kubernetes.cluster import Cluster
-    from aoe_lab.machine import Machine
 
     from .claims import Claims
 
@@ -31,11 +32,12 @@ PROGRAMS = (
     "aoe-operator storage", "aoe-operator cluster", "aoe-csi controller", "aoe-csi node", "csi-provisioner",
     "csi-attacher", "csi-resizer", "csi-snapshotter",
 )  # fmt: skip
+VICTIMS = (*PROGRAMS[:4], "pod", "kubelet", *PROGRAMS[4:], "pod")
 
 
 @dataclass(slots=True)
 class Killer:
-    """Kills one thing after the other until it is stopped; what, is decided by `dice`."""
+    """Kills one thing after the other until it is stopped, each in its turn; where, and when, is decided by `dice`."""
 
     cluster: Cluster
     dice: random.Random
@@ -50,27 +52,33 @@ class Killer:
             self.failed.append(error)
 
     def _run(self) -> None:
-        while not self._stop.wait(self.dice.uniform(2, 6)):
-            machine = self.dice.choice(self.cluster.lab.machines)
-            # kubelet waits ever longer to start a container that dies again and again; a pod that is deleted has a
-            # successor at once.
-            what = self.dice.choice((*PROGRAMS, "kubelet", "pod"))
+        for what in itertools.cycle(VICTIMS):
+            if self._stop.wait(self.dice.uniform(2, 6)):
+                return
             try:
-                self.kills[what] += self._kill(machine, what)
+                self.kills[what] += self._kill(what)
             except LabError:
                 continue  # kubectl and ssh have their bad moments, too; there is always another victim.
 
-    def _kill(self, machine: Machine, what: str) -> int:
-        if what == "kubelet":
-            return int(machine.run("systemctl kill --signal=KILL kubelet", check=False).code == 0)
+    def _kill(self, what: str) -> bool:
         if what == "pod":
-            listed = self.cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", "-oname").stdout.split()
-            if not listed:
-                return 0
-            self.cluster.plane.kubectl("delete", f"-n{NAMESPACE}", self.dice.choice(listed), "--wait=false")
-            return 1
+            return self._kill_pod()
+        machines = self.dice.sample(self.cluster.lab.machines, len(self.cluster.lab.machines))
         # The bracket keeps pkill from finding the shell that runs it.
-        return int(machine.run(f"pkill -KILL -f '[{what[0]}]{what[1:]}'", check=False).code == 0)
+        kill = (
+            f"pkill -KILL -f '[{what[0]}]{what[1:]}'" if what != "kubelet" else "systemctl kill --signal=KILL kubelet"
+        )
+        return any(machine.run(kill, check=False).code == 0 for machine in machines)
+
+    def _kill_pod(self) -> bool:
+        """Delete the pod whose containers died most often: its successor is started at once, it only after a while."""
+        listed = json.loads(self.cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", "-ojson").stdout)["items"]
+        pods = self.dice.sample(listed, len(listed))
+        if not pods:
+            return False
+        most = max(pods, key=lambda pod: sum(c["restartCount"] for c in pod["status"].get("containerStatuses", ())))
+        self.cluster.plane.kubectl("delete", f"-n{NAMESPACE}", f"pod/{most['metadata']['name']}", "--wait=false")
+        return True
 
     def stop(self) -> None:
         self._stop.set()
@@ -115,6 +123,8 @@ class Life:
 def test_whatever_is_killed_claims_come_and_go(
     cluster: Cluster, claims: Claims, evidence: Evidence, crowd: int, seconds: int
 ) -> None:
+    claims.claim("steady")
+    steady = Writer.start(claims, "steady", "steady")
     seed = time.time_ns()
     dice = random.Random(seed)
     killer = Killer(cluster, random.Random(seed))
@@ -146,14 +156,17 @@ def test_whatever_is_killed_claims_come_and_go(
     assert not killer.failed, killer.failed
     assert killer.kills.total() > seconds / 20, killer.kills
     if seconds > 300:
-        assert all(killer.kills[what] for what in (*PROGRAMS, "kubelet", "pod")), killer.kills
+        assert all(killer.kills[what] for what in VICTIMS), killer.kills
     settled_s = time.monotonic() - begin - seconds
     cluster.await_ready()
+    steady.await_more()
+    assert (steady.missing(), steady.restarts()) == (0, 0)
     each = ", ".join(f"{name}: {number}" for name, number in killer.kills.items())
     evidence(
         f"seed {seed}: {killer.kills.total()} kills in {seconds} s ({each})"
         f" while {len(lives)} claims, {crowd} at a time, were written, read on the other node and deleted; the last was"
-        f" gone {settled_s:.0f} s after the last kill; nothing is left"
+        f" gone {settled_s:.0f} s after the last kill; nothing is left; another pod wrote on undisturbed,"
+        f" {steady.acknowledged()} records"
     )
 
 

@@ -105,7 +105,7 @@ def test_block_on_two_nodes_at_once_and_no_third_writer(claims: Claims, cluster:
     for name in names[:2]:
         assert claims.run(f"on-{name}", read).stdout.split() == names[:2]
     claims.pod(f"on-{names[2]}", "shared", block=True, node=names[2])
-    claims.await_event(f"on-{names[2]}", "FailedAttachVolume")
+    claims.await_event(f"on-{names[2]}", "is published to")
     claims.delete_pod(f"on-{names[2]}")
 
 
@@ -123,6 +123,10 @@ def test_many_readers_of_a_restored_claim(claims: Claims, cluster: Cluster) -> N
         claims.await_running(f"on-{machine.name}")
         assert claims.run(f"on-{machine.name}", "cat /data/file").stdout == "read by many\n"
         assert claims.run(f"on-{machine.name}", "echo no > /data/file", check=False).code != 0
+    # Not the pod's mount alone is read-only: the exporters are, those of the nodes that read over the wire.
+    exporters = cluster.storage_machines[0].run("pgrep -ax vblade").stdout.splitlines()
+    assert len(exporters) == len(cluster.compute_machines)
+    assert all("-r" in exporter.split() for exporter in exporters), exporters
 
 
 def test_read_write_once_pod_admits_one(claims: Claims) -> None:
@@ -209,6 +213,7 @@ def test_a_claim_in_use_waits_for_its_user(claims: Claims) -> None:
 def test_what_cannot_be_is_said_at_the_claim(claims: Claims, cluster: Cluster) -> None:
     claims.claim("too-large", size="9Ti", storage_class="at-once")
     claims.await_event("too-large", "takes at most")
+    assert claims.get("pvc", "too-large")["status"]["phase"] == "Pending"
     claims.claim("too-large-later", size="9Ti", storage_class="thick")
     claims.pod("waits", "too-large-later")
     claims.await_event("waits", "did not have enough free storage")
