@@ -30,6 +30,8 @@ DROPPED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian", "usr/share/bug"),
     *("usr/share/bash-completion", "usr/share/zoneinfo/right", "usr/share/zoneinfo/posix", "var/lib/apt", "var/cache"),
 )
+KEPT = frozenset({"python3.11", "nsenter"})
+"""Debian's programs that ours need; what they run besides is the host's."""
 PROGRAM = "#!/usr/bin/python3.11\nimport sys\nfrom {module}.__main__ import main\nsys.exit(main())\n"
 LIBRARY = "opt/aoe-csi/lib"
 EPOCH = "2024-01-01T00:00:00Z"
@@ -101,6 +103,10 @@ def _build(place: Path, architecture: str) -> None:
     bill = _debian_components(tree) + _python_components()
     for unused in DROPPED:
         shutil.rmtree(tree / unused, ignore_errors=True)
+    for place_of_programs in ("bin", "sbin", "usr/bin", "usr/sbin"):
+        for program in (tree / place_of_programs).iterdir():
+            if program.name not in KEPT:
+                program.unlink()
     library = tree / LIBRARY
     process.run(
         ["uv", "pip", "install", "--quiet", "--target", library, "--python-version", "3.11", "--python-platform",

@@ -1,0 +1,88 @@
+"""The container image, as a registry would get it: what it says of itself, what is in it, and what is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aoe_lab.container_images import REQUIREMENTS, ensure_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LARGEST_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An OCI archive with one layer."""
+
+    archive: Path
+    config: dict[str, Any]
+    files: dict[str, tarfile.TarInfo]
+    bill: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    archive = ensure_image()
+    with tarfile.open(archive) as tar:
+
+        def blob(digest: str) -> bytes:
+            member = tar.extractfile(f"blobs/{digest.replace(':', '/')}")
+            assert member is not None
+            return member.read()
+
+        (listed,) = json.loads(_read(tar, "index.json"))["manifests"]
+        manifest = json.loads(blob(listed["digest"]))
+        (layer,) = manifest["layers"]
+        config = json.loads(blob(manifest["config"]["digest"]))
+        with tarfile.open(fileobj=io.BytesIO(blob(layer["digest"]))) as tree:
+            files = {member.name.removeprefix("./").lstrip("/"): member for member in tree.getmembers()}
+            name = next(one for one in files.values() if one.name.endswith("usr/share/aoe-csi/bom.cdx.json")).name
+            bill = json.loads(_read(tree, name))
+    return Image(archive, config, files, bill)
+
+
+def _read(tar: tarfile.TarFile, name: str) -> bytes:
+    member = tar.extractfile(name)
+    assert member is not None
+    return member.read()
+
+
+def test_it_is_small_and_says_what_it_is(image: Image) -> None:
+    assert image.archive.stat().st_size < LARGEST_BYTES
+    assert (image.config["architecture"], image.config["os"]) == ("amd64", "linux")
+    labels = image.config["config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == "aoe-csi"
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert {"org.opencontainers.image.version", "org.opencontainers.image.description"} <= labels.keys()
+
+
+def test_nobody_in_it_is_root_who_is_not_told_to_be(image: Image) -> None:
+    assert image.config["config"]["User"] == "65532:65532"
+    privileged = [
+        name for name, one in image.files.items() if one.isfile() and one.mode & (stat.S_ISUID | stat.S_ISGID)
+    ]
+    assert privileged == []
+
+
+def test_its_bill_has_all_that_is_in_it(image: Image) -> None:
+    named = {(one["name"], one["version"]) for one in image.bill["components"]}
+    pins = [line.split(" ")[0].split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+    assert len(pins) > 5
+    assert {(name, version) for name, version in pins} <= named
+    assert "python3.11-minimal" in {name for name, _ in named}
+
+
+def test_our_programs_are_in_it_and_fakes_and_tools_are_not(image: Image) -> None:
+    assert "opt/aoe-csi/lib/aoe_core/volumes/engine.py" in image.files
+    assert not [name for name in image.files if "/aoe_core/fakes" in name or "/aoe_lab" in name]
+    programs = {name for name in image.files if name.startswith(("bin/", "sbin/", "usr/bin/", "usr/sbin/"))}
+    assert programs == {f"usr/bin/{name}" for name in ("aoe-csi", "aoe-operator", "python3.11", "nsenter")}
