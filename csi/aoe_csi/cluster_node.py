@@ -1,8 +1,8 @@
 """A compute node of a cluster: its settings out of rules that all nodes share, and what it lacks.
 
 It asks no API server. What it lacks is told where somebody looks: NodeGetInfo fails with it, so that kubelet does not
-register the driver and no pod is sent here; /readyz and a metric say the same. A machine that no rule speaks of takes
-no part: NodeGetInfo fails there too, but nothing is amiss, and its pod is ready, or it would hold up every update.
+register the driver and no pod is sent here; /readyz and a metric say the same. A machine that no rule ever spoke of
+takes no part: NodeGetInfo fails there too, but nothing is amiss, and its pod is ready; else it held up every update.
 """
 
 import logging
@@ -13,7 +13,6 @@ from pathlib import Path
 import prometheus_client
 
 from aoe_core import preflight, preparation, san_rules
-from aoe_core.attach.records import records_of
 from aoe_core.errors import AoECsiError
 from aoe_core.host.runner import HostRunner
 from aoe_core.settings import Settings
@@ -26,6 +25,8 @@ _LACKING = prometheus_client.Gauge(
 _SANS = prometheus_client.Gauge(
     "aoe_csi_node_sans", "SANs this node is on; at 0 no rule matches its interfaces, and it takes no part."
 )
+_MARK = "compute-node"
+"""A file in the state directory of who has taken part once: a lost card, or a wrong rule, is a lack there."""
 _LOOK_EVERY_S = 30.0
 """A look costs a dozen commands, and probes come every few seconds."""
 
@@ -33,8 +34,19 @@ _LOOK_EVERY_S = 30.0
 class ClusterNode:
     """One compute node, as its rules and its interfaces said when the process began."""
 
-    def __init__(self, rules: Path, name: str, *, enter_host: bool, interfaces: Path = Path("/sys/class/net")) -> None:
-        """Raises: Invalid when the rules cannot be read, or say two things of this node."""
+    def __init__(
+        self,
+        rules: Path,
+        name: str,
+        *,
+        enter_host: bool,
+        interfaces: Path = Path("/sys/class/net"),
+        state: Path | None = None,
+    ) -> None:
+        """`state`: the settings' state directory, unless said.
+
+        Raises: Invalid when the rules cannot be read, or say two things of this node.
+        """
         self.enter_host = enter_host
         self._rules = rules
         self._name = name
@@ -45,19 +57,21 @@ class ClusterNode:
         self._lack: str | None = None
         self.settings = self._resolve()
         _SANS.set(len(self.settings.san))
-        # Who has volumes and lost the card to them is not a bystander.
-        self._has_volumes = bool(records_of(Path(self.settings.state_directory)).read_all())
+        self._mark = (state or Path(self.settings.state_directory)) / _MARK
+        if self.settings.san:
+            self._mark.parent.mkdir(parents=True, exist_ok=True)
+            self._mark.touch()
         if not self.takes_part:
             log.warning("takes no part", extra={"node": name, "why": self._no_match()})
 
     @property
     def takes_part(self) -> bool:
-        """Whether this machine is on a SAN, or was when the volumes it still has were staged."""
-        return bool(self.settings.san) or self._has_volumes
+        """Whether this machine is on a SAN, or ever was."""
+        return bool(self.settings.san) or self._mark.exists()
 
     def prepare_host(self) -> None:
-        """Bring the host's units, rules and module options into place, if the host takes part."""
-        if not self.takes_part:
+        """Bring the host's units, rules and module options into place, if the host is on a SAN."""
+        if not self.settings.san:
             return
         preparation.try_to_prepare(self.settings, self._runner)
 

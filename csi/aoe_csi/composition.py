@@ -105,8 +105,10 @@ def compose_cluster_node(machine: "ClusterNode") -> Composition:
 
     attacher = open_attacher(machine.settings, enter_host=machine.enter_host)
     metrics.show_staged(attacher.records)
+    # The driver takes an empty list of interfaces for all of them: on no SAN it is not even loaded.
+    background = (attacher,) if machine.settings.san else ()
     return Composition(
-        services=Services(identity=Identity(), node=Node(attacher, machine.find_lack)), background=(attacher,)
+        services=Services(identity=Identity(), node=Node(attacher, machine.find_lack)), background=background
     )
 
 

@@ -40,7 +40,7 @@ class ClusterRole:
         self._guard = threading.Lock()
         self._nodes: tuple[AoENode, ...] = ()
         self._volumes: dict[str, AoEVolume] = {}
-        self._seen_until_s = float("-inf")
+        self._looked_s = self._look_took_s = float("-inf")
         self._told = Liveness()
 
     def tell_liveness(self, seen: Liveness) -> None:
@@ -93,7 +93,7 @@ class ClusterRole:
         if placement.is_open(volume, live=live):
             # One after the other: who is placed next has to see who was placed before.
             with self._guard:
-                self._look_at_all()
+                self._look_at_all(is_new=conditions.find(volume.status.conditions, "Placed") is None)
                 volumes = tuple(self._volumes.values())
                 written = placement.place(self._store, volume, self._nodes, volumes, live=live, now_s=self._now_s())
                 self._volumes[name] = written
@@ -102,16 +102,16 @@ class ClusterRole:
             return None
         return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S
 
-    def _look_at_all(self) -> None:
-        """Look at nodes and volumes, unless the last look is recent: a crowd that waits for room shares one.
+    def _look_at_all(self, *, is_new: bool) -> None:
+        """Look at nodes and volumes, unless the last look is recent: a crowd shares one.
 
-        A look at ten thousand volumes takes seconds; so that it never takes more than a tenth of the time, it is
-        good for ten times what it took.
+        A look at ten thousand volumes takes seconds. For those that wait already it is good for ten times what it took,
+        so that they never take up more than a tenth of the time; a new one is not refused by an old look.
         """
         begin_s = time.monotonic()
-        if begin_s < self._seen_until_s:
+        if begin_s - self._looked_s < (_LOOK_S if is_new else max(_LOOK_S, 10 * self._look_took_s)):
             return
         self._nodes = self._store.list(AoENode)
         self._volumes = {one.metadata.name: one for one in self._store.list(AoEVolume)}
-        end_s = time.monotonic()
-        self._seen_until_s = end_s + max(_LOOK_S, 10 * (end_s - begin_s))
+        self._looked_s = time.monotonic()
+        self._look_took_s = self._looked_s - begin_s

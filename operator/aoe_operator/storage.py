@@ -15,9 +15,19 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unreachable
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, Invalid, NotFound, Unfinished, Unreachable
 from aoe_core.locks import Locks
-from aoe_core.model import Grant, NodeIdentity, NodeName, SnapshotId, Volume, VolumeId, VolumeStatus, serial_of
+from aoe_core.model import (
+    Grant,
+    NodeIdentity,
+    NodeName,
+    Snapshot,
+    SnapshotId,
+    Volume,
+    VolumeId,
+    VolumeStatus,
+    serial_of,
+)
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
@@ -309,8 +319,7 @@ class StorageRole:
         was_ready = volume.status.phase in ("Ready", "Lost")
         try:
             if was_ready:
-                self._require_pool(volume, volume.spec.pool)
-                made = self._engine.get_volume(volume_id).volume
+                made = self._ready_volume(volume)
             else:
                 made = self._engine.create_volume(conversion.request_of(volume))
         except NotFound as error:
@@ -353,16 +362,29 @@ class StorageRole:
         self._say(volume, work, "Expanded", None, message=f"the volume has {quantity(grown.size_bytes)}")
         return grown
 
-    def _require_pool(self, resource: AoEVolume | AoESnapshot, pool: str) -> None:
-        """Check that somebody looks where it was made: else it is out of sight, which is not gone.
+    def _ready_volume(self, volume: AoEVolume) -> Volume:
+        """Return a volume that was made once. Raises: NotFound, Invalid when it is out of sight, and not gone."""
+        try:
+            return self._engine.get_volume(VolumeId(volume.metadata.name)).volume
+        except NotFound:
+            self._require_pool(volume, volume.spec.pool)
+            raise
 
-        Raises: Unreachable.
-        """
+    def _taken_snapshot(self, snapshot: AoESnapshot) -> Snapshot:
+        """Return a snapshot that was taken once. Raises: as `_ready_volume`."""
+        try:
+            return self._engine.get_snapshot(SnapshotId(snapshot.metadata.name))
+        except NotFound:
+            self._require_pool(snapshot, snapshot.status.pool)
+            raise
+
+    def _require_pool(self, resource: AoEVolume | AoESnapshot, pool: str) -> None:
+        """Check that somebody looked where it was made. Raises: Invalid."""
         name, metadata = resource.metadata.name, resource.metadata
         if pool in self._engine.pools() or metadata.annotations.get(POOL_IS_GONE) == pool:
             return
         kind = type(resource).__name__
-        raise Unreachable(
+        raise Invalid(
             f"{kind} {name} was made in pool {pool}, which AoENode {self._node} does not name any more: put the pool"
             " back; or, if its disks are gone for good, say"
             f" kubectl annotate {kind.lower()} {name} {POOL_IS_GONE}={pool}"
@@ -454,7 +476,8 @@ class StorageRole:
                 raise InUse(f"volume {volume_id} is held by {nodes}; take it back there first, then it is deleted")
             self._engine.unpublish(volume_id, None)
             if volume.status.size is not None:
-                self._require_pool(volume, volume.spec.pool)
+                with suppress(NotFound):
+                    self._ready_volume(volume)
             self._engine.delete_volume(volume_id)
         except AoECsiError as error:
             work.postpone(error)
@@ -510,8 +533,7 @@ class StorageRole:
         again_s: float | None = None
         try:
             if once_taken:
-                self._require_pool(snapshot, snapshot.status.pool)
-                taken = self._engine.get_snapshot(snapshot_id)
+                taken = self._taken_snapshot(snapshot)
             else:
                 taken = self._engine.create_snapshot(snapshot_id, VolumeId(snapshot.spec.volume))
         except AoECsiError as error:
@@ -558,7 +580,8 @@ class StorageRole:
             return None
         try:
             if snapshot.status.taken_at is not None:
-                self._require_pool(snapshot, snapshot.status.pool)
+                with suppress(NotFound):
+                    self._taken_snapshot(snapshot)
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
         except AoECsiError as error:
             log.warning("snapshot waits", extra={"snapshot": snapshot.metadata.name, "error": str(error)})

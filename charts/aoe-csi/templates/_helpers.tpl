@@ -110,8 +110,8 @@ state: /var/lib/aoe-csi
   - --csi-address=/csi/csi.sock
   - --leader-election
   - --timeout={{ $common.timeoutSeconds }}s
-  - --retry-interval-start={{ $common.retryStartSeconds }}s
-  - --retry-interval-max={{ $common.retryMaxSeconds }}s
+  - --retry-interval-start={{ $common.retryStartSeconds | default 1 }}s
+  - --retry-interval-max={{ $common.retryMaxSeconds | default 60 }}s
   - {{ .workers }}={{ $own.workers }}
   - --kube-api-qps={{ $common.kubeApiQps }}
   - --kube-api-burst={{ $common.kubeApiBurst }}

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from aoe_core.errors import Invalid
-from aoe_core.host.files import DurableFiles
 from aoe_csi.cluster_node import ClusterNode
+from aoe_csi.composition import compose_cluster_node
 from aoe_csi.health import Health, parse_address
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc, pluginregistration_pb2_grpc
@@ -118,25 +118,27 @@ def test_what_a_machine_lacks_is_said_with_the_remedy(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(RULES.replace("aoe-csi-absent", "aoe-test0"))
     (tmp_path / "net" / "aoe-test0").mkdir(parents=True)
-    lack = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net").find_lack()
+    node = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net", state=tmp_path)
+    lack = node.find_lack()
     assert lack is not None
     assert "run aoe-csi prepare-host" in lack
 
 
-def test_who_lost_the_card_to_its_volumes_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path) -> None:
+    """A card that is gone, or a rule that was mistyped."""
     rules = tmp_path / "rules.toml"
-    rules.write_text(RULES)
     (tmp_path / "net" / "lo").mkdir(parents=True)
 
-    def node() -> ClusterNode:
-        return ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net")
+    def node(interface: str) -> ClusterNode:
+        rules.write_text(RULES.replace("aoe-csi-absent", interface))
+        return ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net", state=tmp_path / "state")
 
-    (tmp_path / "staged").mkdir()
-    monkeypatch.setattr("aoe_csi.cluster_node.records_of", lambda _: DurableFiles(tmp_path / "staged"))
-    assert not node().takes_part
-    (tmp_path / "staged" / "v").write_text("{}")
-    assert node().takes_part
-    assert node().find_lack() == "no rule for a SAN matches an interface of node n1 (it has lo); mend the rules"
+    bystander = node("eth1")
+    assert not bystander.takes_part
+    assert compose_cluster_node(bystander).background == ()
+    assert node("lo").takes_part
+    assert node("eth1").takes_part
+    assert node("eth1").find_lack() == "no rule for a SAN matches an interface of node n1 (it has lo); mend the rules"
 
 
 @pytest.mark.parametrize("text", ["", "9808", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:70000"])
