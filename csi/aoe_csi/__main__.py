@@ -19,7 +19,7 @@ import msgspec
 
 from aoe_core import settings as configuration
 from aoe_core.errors import AoECsiError, Invalid
-from aoe_csi import logs
+from aoe_csi import __version__, logs
 
 if TYPE_CHECKING:
     from aoe_csi.composition import Composition
@@ -35,6 +35,7 @@ log = logging.getLogger("aoe_csi")
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(prog="aoe-csi", description="Block storage from LVM and ATA over Ethernet, by CSI.")
+    top.add_argument("--version", action="version", version=f"aoe-csi {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--log-format", choices=("text", "json"), default="text")
     shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from aoe_csi import __version__
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
 
@@ -76,6 +77,11 @@ def test_a_controller_without_a_cluster_is_one_sentence_and_code_2(tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
     assert "absent.conf" in done.stderr
     assert "--kubeconfig" in done.stderr
+
+
+def test_it_says_which_version_it_is() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"aoe-csi {__version__}\n")
 
 
 def test_no_command_is_a_usage_error() -> None:
