@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from aoe_lab.kubernetes.helm import CHART, DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
-from aoe_lab.kubernetes.programs import snapshot_definitions
+from aoe_lab.kubernetes.programs import HELM_3, ensure_programs, snapshot_definitions
 
 from .installed import TAKE, values
 
@@ -122,6 +122,31 @@ def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: Cont
     helm.upgrade(values(), TAKE)
     assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
     clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+
+
+@pytest.mark.long
+def test_helm_3_serves_as_well(helm: Helm, clean: ControlPlane) -> None:
+    """It knows no server-side apply, and makes hooks and keeps resources its own way."""
+    old = dataclasses.replace(helm, program=ensure_programs((HELM_3,))["helm"])
+    assert old.run("version", "--short").stdout.startswith("v3.")
+    old.lint(values())
+    refused = old.template(values(sans=[]), check=False)
+    assert "which network interface" in refused.stderr
+    for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves"):
+        clean.kubectl("delete", "crd", f"{plural}.aoe-csi.dev", "--timeout=60s", timeout_s=90)
+    old.upgrade(values())
+    clean.kubectl("apply", "-f-", stdin=VOLUME)
+    old.upgrade(values(log={"level": "debug"}))
+    assert "debug" in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
+    old.run("rollback", RELEASE, "1")
+    assert "debug" not in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
+    old.run("uninstall", RELEASE)
+    assert clean.kubectl("get", "aoevolumes,aoenodes", "-o", "name").stdout.split() == [
+        "aoevolume.aoe-csi.dev/kept", "aoenode.aoe-csi.dev/storage1", "aoenode.aoe-csi.dev/storage2",
+    ]  # fmt: skip
+    old.upgrade(values())
+    clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+    old.run("uninstall", RELEASE)
 
 
 def test_definitions_follow_the_release_and_volumes_stay(helm: Helm, clean: ControlPlane, tmp_path: Path) -> None:

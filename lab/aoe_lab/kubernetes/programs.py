@@ -78,6 +78,13 @@ HELM = Module(
     versioned="helm.sh/helm/v4",
 )
 
+HELM_3 = Module(
+    folder="helm3",
+    packages={"helm": "helm.sh/helm/v3/cmd/helm"},
+    link="-X helm.sh/helm/v3/internal/version.version={version}",
+    versioned="helm.sh/helm/v3",
+)
+
 
 def ensure_programs(modules: Sequence[Module] = (ETCD, KUBERNETES)) -> dict[str, Path]:
     """Return program name → path, built where the cache lacks them (minutes)."""
