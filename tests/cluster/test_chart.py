@@ -130,7 +130,7 @@ def test_helm_3_serves_as_well(helm: Helm, clean: ControlPlane) -> None:
     old = dataclasses.replace(helm, program=ensure_programs((HELM_3,))["helm"])
     assert old.run("version", "--short").stdout.startswith("v3.")
     old.lint(values())
-    refused = old.template(values(sans=[]), check=False)
+    refused = old.template(values(sans=[]), "--kube-version=1.37.0", check=False)
     assert "which network interface" in refused.stderr
     for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves"):
         clean.kubectl("delete", "crd", f"{plural}.aoe-csi.dev", "--timeout=60s", timeout_s=90)
