@@ -475,7 +475,7 @@ class StorageRole:
                 nodes = ", ".join(ticket.node for ticket in volume.spec.tickets)
                 raise InUse(f"volume {volume_id} is held by {nodes}; take it back there first, then it is deleted")
             self._engine.unpublish(volume_id, None)
-            if volume.status.size is not None:
+            if volume.status.size is not None and volume.spec.pool not in self._engine.pools():
                 with suppress(NotFound):
                     self._ready_volume(volume)
             self._engine.delete_volume(volume_id)
@@ -579,7 +579,7 @@ class StorageRole:
             self._forget(snapshot.metadata.name)
             return None
         try:
-            if snapshot.status.taken_at is not None:
+            if snapshot.status.taken_at is not None and snapshot.status.pool not in self._engine.pools():
                 with suppress(NotFound):
                     self._taken_snapshot(snapshot)
             self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
