@@ -102,6 +102,19 @@ def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: Cont
     assert {pod["metadata"]["name"] for pod in pods} == {
         "aoe-csi-controller", "aoe-csi-cluster", "aoe-csi-storage", "aoe-csi-node",
     }  # fmt: skip
+    upgrade_roll_back_and_uninstall(helm, clean)
+    left = clean.kubectl(
+        "get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,csidrivers,storageclasses", "-o", "name"
+    )
+    assert [name for name in left.stdout.split() if "aoe" in name] == []
+
+    helm.upgrade(values(), TAKE)
+    assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
+    clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+
+
+def upgrade_roll_back_and_uninstall(helm: Helm, clean: ControlPlane) -> None:
+    """Take an installed release through its life beside a volume; the resources stay."""
     clean.kubectl("apply", "-f-", stdin=VOLUME)
 
     helm.upgrade(values(log={"level": "debug"}))
@@ -114,14 +127,6 @@ def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: Cont
     assert kept == [
         "aoevolume.aoe-csi.dev/kept", "aoenode.aoe-csi.dev/storage1", "aoenode.aoe-csi.dev/storage2",
     ]  # fmt: skip
-    left = clean.kubectl(
-        "get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,csidrivers,storageclasses", "-o", "name"
-    )
-    assert [name for name in left.stdout.split() if "aoe" in name] == []
-
-    helm.upgrade(values(), TAKE)
-    assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
-    clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
 
 
 @pytest.mark.long
@@ -135,15 +140,7 @@ def test_helm_3_serves_as_well(helm: Helm, clean: ControlPlane) -> None:
     for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves"):
         clean.kubectl("delete", "crd", f"{plural}.aoe-csi.dev", "--timeout=60s", timeout_s=90)
     old.upgrade(values())
-    clean.kubectl("apply", "-f-", stdin=VOLUME)
-    old.upgrade(values(log={"level": "debug"}))
-    assert "debug" in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
-    old.run("rollback", RELEASE, "1")
-    assert "debug" not in clean.kubectl("get", "ds/aoe-csi-node", f"-n{NAMESPACE}", "-oyaml").stdout
-    old.run("uninstall", RELEASE)
-    assert clean.kubectl("get", "aoevolumes,aoenodes", "-o", "name").stdout.split() == [
-        "aoevolume.aoe-csi.dev/kept", "aoenode.aoe-csi.dev/storage1", "aoenode.aoe-csi.dev/storage2",
-    ]  # fmt: skip
+    upgrade_roll_back_and_uninstall(old, clean)
     old.upgrade(values())
     clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     old.run("uninstall", RELEASE)
