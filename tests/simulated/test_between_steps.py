@@ -4,14 +4,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+import msgspec
 import pytest
-from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, RESIDUE, SAN, STORAGE_NODE, Cluster
+from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, RESIDUE, SAN, STORAGE_NODE, Cluster
 
 from aoe_core.attach.records import BlockUse, FilesystemUse
-from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unreachable
 from aoe_core.fakes.blocks import BLOCK_BYTES
 from aoe_core.fakes.world import Killed, Step
-from aoe_core.model import AccessMode, Attachment, FromVolume, Mac, NodeName, PoolName, VolumeId, VolumeSpec
+from aoe_core.model import (
+    AccessMode,
+    Attachment,
+    FromSnapshot,
+    FromVolume,
+    Mac,
+    NodeName,
+    PoolName,
+    SnapshotId,
+    VolumeId,
+    VolumeSpec,
+)
 from aoe_core.units import MIB
 from aoe_core.volumes import tags
 
@@ -101,6 +113,11 @@ def test_a_logical_volume_that_is_not_known_is_not_taken_over(lv_tags: tuple[str
     lv.tags = set(lv_tags)
     with pytest.raises(Conflict, match="not one of this driver's"):
         cluster.engine.create_volume(spec())
+    if tags.OURS in lv_tags:
+        with pytest.raises(Unreachable, match="lacks tags"):
+            cluster.engine.delete_volume(VOLUME)
+    else:
+        cluster.engine.delete_volume(VOLUME)
     assert cluster.storage.read(f"/dev/vg0/v-{VOLUME}", 0, BLOCK_BYTES) == WRITTEN
 
 
@@ -182,6 +199,42 @@ def test_a_lost_volume_is_not_made_anew_by_its_name() -> None:
         cluster.engine.create_volume(spec())
     group.volumes[lost.name] = lost
     cluster.engine.create_volume(spec())
+
+
+def test_what_a_pool_held_before_it_meant_another_volume_group_is_not_absent() -> None:
+    """Neither gone for good, nor free to be made anew: the pool's name may mean the former group again."""
+    cluster = Cluster()
+    cluster.storage.lvm.add_group("vg1", GROUP_BYTES)
+    thin, another, snapshot = VolumeId("thin-one"), VolumeId("another"), SnapshotId("snap")
+    cluster.engine.create_volume(spec())
+    cluster.engine.create_volume(spec(thin, "thin"))
+    cluster.engine.create_snapshot(snapshot, thin)
+    named = cluster.settings
+    (thick,) = (pool for pool in named.pool if pool.name == "thick")
+    moved = msgspec.structs.replace(thick, volume_group="vg1")
+    cluster.settings = msgspec.structs.replace(named, pool=(moved,))
+    engine = cluster.new_engine()
+    refused: list[tuple[str, Callable[[], object]]] = [
+        ("vg0/v-vol", lambda: engine.get_volume(VOLUME)),
+        ("vg0/v-vol", lambda: engine.delete_volume(VOLUME)),
+        ("vg0/v-vol", lambda: engine.create_volume(spec())),
+        ("vg0/v-thin-one", lambda: engine.create_volume(spec(thin))),
+        ("name vg0/tp0 as one again", lambda: engine.delete_snapshot(snapshot)),
+        ("vg0/s-snap", lambda: engine.create_volume(replace(spec(COPY), source=FromSnapshot(snapshot_id=snapshot)))),
+        ("vg0/s-snap", lambda: engine.create_snapshot(snapshot, another)),
+    ]
+    engine.create_volume(spec(another))
+    for place, act in refused:
+        with pytest.raises(Unreachable, match=place):
+            act()
+    assert set(cluster.storage.lvm.groups["vg0"].volumes) == {"tp0", "v-vol", "v-thin-one", "s-snap"}
+    assert set(cluster.storage.lvm.groups["vg1"].volumes) == {"v-another"}
+    cluster.settings = named
+    engine = cluster.new_engine()
+    assert {status.volume.volume_id for status in engine.list_volumes()} == {VOLUME, thin}
+    engine.delete_snapshot(snapshot)
+    engine.delete_volume(VOLUME)
+    engine.delete_volume(thin)
 
 
 def test_a_volume_staged_on_its_own_machine_is_not_taken_from_it() -> None:

@@ -144,7 +144,7 @@ class Engine:
         report = self._host.lvm.report()
         found = self._find_volume(report, volume_id)
         if found is None:
-            self._require_whole_view(report, f"volume {volume_id}")
+            self._require_absent(report, tags.volume_lv_name(volume_id), f"volume {volume_id}")
         volume = plan.require_found(found[0] if found else None, volume_id)
         return VolumeStatus(volume=volume, grants=self.list_grants(volume_id))
 
@@ -170,7 +170,7 @@ class Engine:
         report = self._host.lvm.report()
         found = self._find_snapshot(report, snapshot_id)
         if found is None:
-            self._require_whole_view(report, f"snapshot {snapshot_id}")
+            self._require_absent(report, tags.snapshot_lv_name(snapshot_id), f"snapshot {snapshot_id}")
             raise NotFound(f"snapshot {snapshot_id} does not exist on this machine")
         return found[0]
 
@@ -204,8 +204,10 @@ class Engine:
         if found is not None and found[0].state is VolumeState.READY:
             plan.require_same(found[0], spec)
             return found[0]
-        if found is None and (held := self._held(spec.volume_id)):
-            raise InUse(_lost_and_published(spec.volume_id, held))
+        if found is None:
+            if held := self._held(spec.volume_id):
+                raise InUse(_lost_and_published(spec.volume_id, held))
+            self._require_in_no_other_place(report, tags.volume_lv_name(spec.volume_id), f"volume {spec.volume_id}")
         pool = pools.view(pool_settings, report)
         self._require_no_other_copy(spec)
         if found is not None and not self._is_same_attempt(found, spec):
@@ -241,7 +243,7 @@ class Engine:
             if found is None:
                 if held:
                     raise InUse(_lost_and_published(volume_id, held))
-                self._require_whole_view(report, f"volume {volume_id}")
+                self._require_absent(report, tags.volume_lv_name(volume_id), f"volume {volume_id}")
                 return
             volume, lv = found
             actions = plan.plan_delete(volume, lv, held, [one.name for one in report.volumes])
@@ -317,6 +319,7 @@ class Engine:
                     f"snapshot {snapshot_id} exists of volume {found[0].source}, not of {source}; choose another name"
                 )
             return found[0]
+        self._require_in_no_other_place(report, tags.snapshot_lv_name(snapshot_id), f"snapshot {snapshot_id}")
         volume, lv = self._require_volume(report, source)
         pool = pools.view(self._require_pool(volume.pool), report)
         # Planned twice: a refusal must come before the device is read.
@@ -330,7 +333,7 @@ class Engine:
         report = self._host.lvm.report()
         found = self._find_snapshot(report, snapshot_id)
         if found is None:
-            self._require_whole_view(report, f"snapshot {snapshot_id}")
+            self._require_absent(report, tags.snapshot_lv_name(snapshot_id), f"snapshot {snapshot_id}")
             return
         apply(self._host, plan.plan_delete_snapshot(found[1]))
 
@@ -531,7 +534,8 @@ class Engine:
         if isinstance(spec.source, FromSnapshot):
             snapshot = self._find_snapshot(report, spec.source.snapshot_id)
             if snapshot is None:
-                self._require_whole_view(report, plan.source_words(spec.source))
+                lv_name = tags.snapshot_lv_name(spec.source.snapshot_id)
+                self._require_absent(report, lv_name, plan.source_words(spec.source))
                 raise NotFound(f"{plan.source_words(spec.source)}, source of {spec.volume_id}, does not exist")
             source, lv = snapshot
         else:
@@ -738,21 +742,42 @@ class Engine:
                     f"volume {volume_id} is lost: published to {file.node}, but {file.device} is not there; "
                     "bring its disks back, it will not be made anew"
                 )
-            self._require_whole_view(report, f"volume {volume_id}")
+            self._require_absent(report, tags.volume_lv_name(volume_id), f"volume {volume_id}")
         plan.require_found(found[0] if found else None, volume_id)
         assert found is not None
         return found
 
-    def _require_whole_view(self, report: LvmReport, what: str) -> None:
-        """Check that every pool is in sight, so that what is not found is absent and not merely out of sight.
+    def _require_absent(self, report: LvmReport, lv_name: str, what: str) -> None:
+        """Check that what was not found is absent and not merely out of sight, as behind a pool that LVM does not show.
 
-        Raises: Unreachable naming the pool that is not.
+        Raises: Unreachable naming the pool or the logical volume.
         """
         for pool in self._settings.pool:
             if not pools.is_in_sight(pool, report):
                 raise Unreachable(
                     f"{what} is not in sight, and neither is pool {pool.name!r}, which may hold it: "
                     f"{pools.find_problem(pool, report)}"
+                )
+        self._require_in_no_other_place(report, lv_name, what)
+        if any(lv.name == lv_name and tags.is_ours(lv) for lv in report.volumes):
+            raise Unreachable(
+                f"{what} cannot be read: its logical volume {lv_name} lacks tags: lvchange --addtag puts them back; "
+                "or, when nobody wants its data any more, lvremove it"
+            )
+
+    def _require_in_no_other_place(self, report: LvmReport, lv_name: str, what: str) -> None:
+        """Check that no logical volume of ours outside the pools has the name of something not found: it may have been
+        in one, and be so again, when the configuration names another volume group now.
+
+        Raises: Unreachable naming it.
+        """
+        inside = {(lv.vg, lv.name) for lv, _ in self._members(report)}
+        for lv in report.volumes:
+            if lv.name == lv_name and tags.is_ours(lv) and (lv.vg, lv.name) not in inside:
+                raise Unreachable(
+                    f"{what} is logical volume {lv.vg}/{lv.name}, outside the pools of the configuration: name "
+                    f"{lv.vg}{'/' if lv.thin_pool else ''}{lv.thin_pool} as one again, or, when nobody wants its data "
+                    "any more, remove it with lvremove"
                 )
 
     def _find_volume(self, report: LvmReport, volume_id: VolumeId) -> tuple[Volume, LogicalVolume] | None:
