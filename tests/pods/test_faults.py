@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from aoe_lab.kubernetes.helm import NAMESPACE
+
 from .writer import Writer, longest_gap_s
 
 if TYPE_CHECKING:
@@ -94,6 +96,20 @@ def test_without_an_api_server_for_two_minutes_nothing_stops(cluster: Cluster, c
     claims.pod("after", "after")
     claims.await_running("after")
     cluster.await_ready()
+
+
+def test_a_second_storage_role_of_a_node_gives_out_nothing(cluster: Cluster, claims: Claims) -> None:
+    """As when a pod that was deleted by force lives on beside its successor, or the other way about."""
+    (storage,) = cluster.storage_machines
+    chosen = ("--selector=app.kubernetes.io/component=storage", "-ojsonpath={.items[0].metadata.name}")
+    pod = cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", *chosen).stdout
+    role = ("aoe-operator", "storage", f"--node={storage.name}", f"--namespace={NAMESPACE}", "--enter-host")
+    second = cluster.plane.kubectl("exec", f"-n{NAMESPACE}", pod, "--", *role, check=False, timeout_s=300)
+    assert second.code != 0
+    assert "given out by another process" in second.stderr, second.stderr
+    claims.claim("data")
+    claims.pod("user", "data")
+    claims.await_running("user")
 
 
 def uptime_s(machine: Machine) -> float:
