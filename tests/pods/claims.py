@@ -157,7 +157,8 @@ class Claims:
         self.kubectl("delete", "pods", "--all", "--grace-period=1", "--timeout=300s", timeout_s=330)
         self.cluster.plane.kubectl("delete", "namespace", self.name, "--timeout=300s", timeout_s=330)
         if kind is None:
-            self.cluster.await_(self._left_over, f"the volumes of {self.name} to be gone", 300)
+            # Kubernetes detaches what was refused to a node, and granted when its pod was gone, after some minutes.
+            self.cluster.await_(self._left_over, f"the volumes of {self.name} to be gone", 600)
 
     def _left_over(self) -> str | None:
         left = [self.cluster.plane.kubectl("get", "pv,aoevolumes,aoesnapshots,volumeattachments", "-o", "name").stdout]

@@ -241,7 +241,8 @@ def turns(claims: Claims) -> int:
 
 
 def size_kib(claims: Claims, pod: str) -> int:
-    return int(claims.run(pod, "df -k /data | tail -n1").stdout.split()[1])
+    # Without -P, the line of a device with a long name, such as a logical volume, is broken in two.
+    return int(claims.run(pod, "df -kP /data | tail -n1").stdout.split()[1])
 
 
 def grow(claims: Claims, claim: str, size: str) -> None:
