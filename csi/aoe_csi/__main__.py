@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -170,11 +169,14 @@ def _serve(
     alive: "Check" = lambda: None,
     ready: "Check" = lambda: None,
 ) -> int:
-    """Serve until told to stop. `beside`: servers that begin when the driver answers, and end before it does."""
+    """Serve until a signal or the composition says to stop.
+
+    `beside`: servers that begin when the driver answers, and end before it does.
+    """
     from aoe_csi import health
     from aoe_csi.server import Server, parse_endpoint
 
-    stop = threading.Event()
+    stop = composition.end
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server = Server(options.endpoint, composition.services)

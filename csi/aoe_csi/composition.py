@@ -4,7 +4,8 @@ Imports of the host's code are inside the functions: a node without pools never 
 """
 # ruff: noqa: PLC0415 - see above.
 
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,6 +41,8 @@ class Composition:
     background: tuple[Background, ...]
     alone: ProcessLock | None = None
     """Held while it serves: no second process may do the same on this host."""
+    end: threading.Event = field(default_factory=threading.Event)
+    """Set by whatever runs beside the calls when the process is to end, for whoever runs it to start it anew."""
 
 
 def compose_standalone(settings: Settings) -> Composition:
@@ -82,10 +85,14 @@ def compose_controller(kubeconfig: Path | None) -> Composition:
     """
     from aoe_core.resources.kubernetes import KubernetesStore
     from aoe_core.resources.provisioner import ClusterProvisioner
+    from aoe_core.resources.step_back import StepBack
 
     store = KubernetesStore(kubeconfig, holder="controller")
+    end = threading.Event()
     return Composition(
-        services=Services(identity=Identity(), controller=Controller(ClusterProvisioner(store))), background=()
+        services=Services(identity=Identity(), controller=Controller(ClusterProvisioner(store))),
+        background=(StepBack(store.revision, end),),
+        end=end,
     )
 
 

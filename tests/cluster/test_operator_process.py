@@ -1,4 +1,4 @@
-"""The operator's roles as processes of their own, as a container runs them."""
+"""The operator's roles, and the controller, as processes of their own, as containers run them."""
 
 import signal
 import socket
@@ -7,7 +7,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+from aoe_core.resources.leases import WENT_BACK
 from aoe_lab.kubernetes.control_plane import ControlPlane
 
 
@@ -31,6 +33,29 @@ def test_sigterm_ends_the_cluster_role_in_good_order(clean: ControlPlane) -> Non
     finally:
         role.kill()
         role.communicate()
+
+
+def test_the_controller_ends_when_its_api_server_was_put_back(clean: ControlPlane, tmp_path: Path) -> None:
+    """And with it its sidecars, which would go on with what they saw since the backup."""
+    backup = clean.back_up()
+    clean.kubectl("create", "namespace", "since-the-backup")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        health = f"127.0.0.1:{free.getsockname()[1]}"
+    words = (f"--kubeconfig={clean.kubeconfig}", f"--endpoint=unix://{tmp_path}/csi.sock", f"--health={health}")
+    controller = subprocess.Popen([sys.executable, "-m", "aoe_csi", "controller", *words], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(f"http://{health}/healthz") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1)
+        assert controller.poll() is None
+        clean.restore(backup)
+        _, log = controller.communicate(timeout=60)
+        assert (controller.returncode, WENT_BACK.encode() in log) == (0, True), log.decode()
+    finally:
+        controller.kill()
+        controller.communicate()
 
 
 def _answers(url: str) -> bool:

@@ -46,6 +46,9 @@ def test_a_restored_etcd_takes_nothing_back(cluster: Cluster, claims: Claims, ev
     assert {volume for volume, _ in granted} == {claims.volume_of("kept"), moved, made}
 
     plane.restore(backup)
+    # As docs/runbooks.md has it, and Kubernetes too: else they go on with pods of a time that never was.
+    for machine in cluster.lab.machines:
+        machine.run(["systemctl", "restart", "kubelet"])
 
     def told() -> str | None:
         volumes = {

@@ -100,6 +100,15 @@ class KubernetesStore:
             found = [_read(kind, one) for one in self._client.list(_generic(kind), chunk_size=500)]
         return tuple(sorted(found, key=lambda one: one.metadata.name))
 
+    def revision(self) -> int:
+        """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
+        with _translated(AoENode, ""):
+            # The shortest list that there is; each tells of it.
+            nodes = self._client.list(_generic(AoENode))
+            for _ in nodes:
+                pass
+        return int(nodes.resourceVersion)
+
     def create(self, resource: Resource) -> Resource:
         """Make a resource. Raises: Conflict, Invalid, Unreachable."""
         kind, name = type(resource), resource.metadata.name
