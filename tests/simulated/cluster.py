@@ -162,7 +162,10 @@ class Cluster:
         return Engine(self.settings, host, jobs=JobBoard(threads=self._threads))
 
     def _start_attacher(self, node: NodeName) -> Attacher:
-        process = self._start(self.compute[node], ATTACHER)
+        return self.attacher_of(node, self._start(self.compute[node], ATTACHER))
+
+    def attacher_of(self, node: NodeName, process: Process) -> Attacher:
+        """Return the attacher of a process on a node."""
         host = ComputeHost(
             initiator=process.initiator,
             ingress=process.ingress,
@@ -170,6 +173,7 @@ class Cluster:
             filesystems=process.filesystems,
             blocks=process.attached_blocks,
             record_files=process.records("staged"),
+            locks=process.locks,
             interface_mac=lambda interface: self._linked_mac(node, interface),
             boot=self.compute[node].boot_id,
             now_s=lambda: int(self.world.clock.now()),

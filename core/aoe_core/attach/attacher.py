@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from aoe_core.attach.host import ComputeHost
@@ -28,6 +28,7 @@ from aoe_core.host.filesystems import HostFileSystems
 from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.initiator import LinuxInitiator
 from aoe_core.host.links import boot_id, interface_mac
+from aoe_core.host.lock_files import DIRECTORY, LockFiles
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
 from aoe_core.locks import Locks
@@ -49,7 +50,7 @@ class Attacher:
         self._settings = settings
         self._host = host
         self._prepare = prepare
-        self._locks = Locks()
+        self._locks = Locks(host.locks)
         self._records = StageRecords(host.record_files)
         self._staged = StagedVolumes(host, self._records)
         self._staging = Staging(host=host, settings=settings, records=self._records, staged=self._staged)
@@ -94,9 +95,12 @@ class Attacher:
 
     def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
         """Unmount, prove the device closed, drop pins and record. Raises: InUse, Unfinished, Conflict, Busy."""
-        record = self._records.find(volume_id)
-        with self._holding(volume_id, record.attachment.address if record else None):
-            self._staging.unstage(volume_id, staging_path)
+        with self._holding(volume_id):
+            # Read under the lock: another process may have staged it anew, at another address, a moment ago.
+            record = self._records.find(volume_id)
+            address = record.attachment.address if record else None
+            with self._locks.hold(f"address {address}") if address else nullcontext():
+                self._staging.unstage(volume_id, staging_path)
 
     def publish(self, volume_id: VolumeId, staging_path: str, target_path: str, use: Use, *, read_only: bool) -> None:
         """Bind the staged volume to a target path. Raises: NotFound, InUse, Conflict, Invalid, Busy."""
@@ -144,6 +148,11 @@ class Attacher:
         return device.size_bytes
 
     # --- beside the calls ---------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make rules stand and the driver ready, for whoever stages without tending: a command. Raises: NotFound (an
+        interface is missing), CommandFailed."""
+        self._prepare()
 
     def tend(self) -> None:
         """Let watchdog and sweeper make one round; what fails is logged and tried in the next."""
@@ -231,6 +240,8 @@ def open_attacher(settings: Settings, *, enter_host: bool = False) -> Attacher:
         filesystems=filesystems,
         blocks=AttachedBlockDevices(HostBlockDevices(runner), calls, filesystems.has_mark),
         record_files=records_of(Path(settings.state_directory)),
+        # The host's own directory, also from a container: a command on the host must find it.
+        locks=LockFiles(runner.root / DIRECTORY.relative_to("/")),
         interface_mac=interface_mac,
         boot=boot_id(),
         now_s=lambda: int(time.time()),

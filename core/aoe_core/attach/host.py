@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aoe_core.host.contracts import BlockDevices, FileSystems, IngressRules, Initiator, Mounts, RecordFiles
+from aoe_core.locks import HostLocks
 from aoe_core.model import Mac
 
 
@@ -17,6 +18,8 @@ class ComputeHost:
     filesystems: FileSystems
     blocks: BlockDevices
     record_files: RecordFiles
+    locks: HostLocks
+    """Several processes of a machine may stage volumes: its node server, and commands for guests."""
     interface_mac: Callable[[str], Mac]
     """The MAC address of a network interface; raises Unreachable when it is missing or down."""
     boot: str

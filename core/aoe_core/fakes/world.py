@@ -19,6 +19,7 @@ from aoe_core.fakes.exports import ExportsState, FakeExportUnits
 from aoe_core.fakes.filesystems import FakeFileSystems
 from aoe_core.fakes.ingress import FakeIngressRules, IngressState
 from aoe_core.fakes.initiator import DriverState, FakeInitiator
+from aoe_core.fakes.locks import FakeHostLocks
 from aoe_core.fakes.lvm import FakeLvm, LvmState
 from aoe_core.fakes.mounts import FakeMounts, MountState
 from aoe_core.fakes.records import FakeRecordFiles, RecordDirectory
@@ -181,6 +182,8 @@ class FakeMachine:
         self.mounts = MountState(self)
         self.initiator = DriverState(self)
         self.processes: list[Process] = []
+        self.held_names: dict[str, Process] = {}
+        """Name → the process that holds it between processes."""
         self._records: dict[str, RecordDirectory] = {}
         self._written_back_s = world.clock.now()
         self._paused_s: float | None = None
@@ -355,6 +358,7 @@ class Process:
         self.segments = FakeSegments(self)
         self.ingress = FakeIngressRules(self)
         self.mounts = FakeMounts(self)
+        self.locks = FakeHostLocks(self)
         self.filesystems = FakeFileSystems(self)
 
     def records(self, directory: str) -> FakeRecordFiles:

@@ -32,7 +32,8 @@ class HostRunner:
 
     def __init__(self, *, enter_host: bool = False) -> None:
         self._prefix = _ENTER if enter_host else ()
-        self._root = HOST_PROCESS / "root" if enter_host else Path("/")
+        self.root = HOST_PROCESS / "root" if enter_host else Path("/")
+        """The root directory that commands see, as a path of ours."""
         self.process = HOST_PROCESS if enter_host else Path("/proc/self")
         """A process in whose namespaces the commands run."""
         self._environment = {**os.environ, "LC_ALL": "C", "LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -82,9 +83,9 @@ class HostRunner:
     def has(self, program: str) -> bool:
         """Say whether a program, a name or a path, is installed where commands run."""
         if program.startswith("/"):
-            return (self._root / program.lstrip("/")).exists()
+            return (self.root / program.lstrip("/")).exists()
         return any(
-            (self._root / directory.lstrip("/") / program).exists()
+            (self.root / directory.lstrip("/") / program).exists()
             for directory in self._environment.get("PATH", os.defpath).split(os.pathsep)
         )
 
