@@ -32,7 +32,7 @@ def at_every_boundary(cluster: Cluster, act: Callable[[], object], meanwhile: Ca
     """Do something, and at each boundary of it something else; return what came of the latter."""
     outcomes: list[str] = []
 
-    def interfere(step: Step) -> None:
+    def interfere(_: Step) -> None:
         cluster.world.on_step = None
         try:
             meanwhile()

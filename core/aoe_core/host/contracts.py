@@ -390,3 +390,88 @@ class Usage:
     total_inodes: int
     used_inodes: int
     available_inodes: int
+
+
+# --- guests (a machine with a hypervisor) -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainDisk:
+    """A disk, of whatever kind, in a domain's XML (libvirt.org/formatdomain.html, "Hard drives")."""
+
+    target: str
+    """Its name among the domain's disks, `vdb`; a hint to the guest's kernel at most."""
+    bus: str
+    """`virtio`, `scsi`, `sata`, …"""
+    source: str = ""
+    """The path of a block device or file on this host; empty for anything else."""
+    serial: str = ""
+    alias: str = ""
+    """Only aliases that begin with `ua-` stay with a disk when the domain ends."""
+    read_only: bool = False
+    shareable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """A guest as its hypervisor has it at one moment."""
+
+    name: str
+    uuid: str
+    running: bool
+    """Also when it is paused: its process has its disks open."""
+    persistent: bool
+    """It outlives its end and has a configuration."""
+    live: tuple[DomainDisk, ...]
+    """What the running guest has; empty when it does not run."""
+    config: tuple[DomainDisk, ...]
+    """What it has from its next start on; empty when it is not persistent."""
+
+
+class Hypervisor(Protocol):
+    """The guests of this host. Every method raises Unreachable when the hypervisor's daemon does not answer, which
+    proves nothing, and NotFound when it says that there is no such domain. A change raises Unfinished when its end is
+    unknown, Busy when another operation on the domain is under way, CommandFailed when it was refused."""
+
+    def domains(self) -> tuple[Domain, ...]:
+        """Return every domain, running or not."""
+
+    def get_domain(self, domain: str) -> Domain:
+        """Return the domain of a UUID or else of a name."""
+
+    def attach_config(self, uuid: str, disk: DomainDisk) -> None:
+        """Give a persistent domain's configuration a disk; the running guest does not get it. Raises: Conflict or
+        InUse when alias or target are taken."""
+
+    def attach_live(self, uuid: str, disk: DomainDisk) -> None:
+        """Give the running guest a disk; the configuration does not get it. Raises: Conflict or InUse when alias or
+        target are taken; InUse when it does not run; NoSpace when it has no free slot."""
+
+    def detach_config(self, uuid: str, alias: str) -> None:
+        """Take a disk from the configuration. Raises: NotFound also when there is no such disk."""
+
+    def ask_to_detach(self, uuid: str, alias: str) -> None:
+        """Ask the running guest to let go of a disk; `live` shows it until it has. Asked again while it is at it, the
+        hypervisor may refuse (CommandFailed), which says nothing of the first request. Raises: NotFound also when
+        there is no such disk; InUse when the domain does not run."""
+
+    def resize(self, uuid: str, target: str, size_bytes: int) -> None:
+        """Tell the running guest that a disk has this size now, which its device has already. Raises: as
+        ask_to_detach."""
+
+
+class DeviceLinks(Protocol):
+    """Symbolic links of a directory, by which guests know devices whose own names change from grant to grant. They
+    survive a reboot and a power cut; that what they lead to exists is somebody else's care."""
+
+    def path(self, name: str) -> str:
+        """Return the path of a link, there or not."""
+
+    def all(self) -> dict[str, str]:
+        """Return name → where it leads of every link."""
+
+    def put(self, name: str, device: str) -> None:
+        """Make a link lead to a device: at every moment it leads where it did or there, never nowhere."""
+
+    def remove(self, name: str) -> None:
+        """Remove a link durably; it is no error when it is absent."""
