@@ -44,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", _up, "build what is missing and boot a lab; it runs until `down`")
     up.add_argument("--storage", type=int, default=default.storage, metavar="N", help="storage machines (%(default)s)")
     up.add_argument("--compute", type=int, default=default.compute, metavar="N", help="compute machines (%(default)s)")
+    up.add_argument(
+        "--hypervisors", type=int, default=default.hypervisors, metavar="N", help="machines with libvirt (%(default)s)"
+    )
     up.add_argument("--san", nargs="+", default=list(default.sans), metavar="NAME", help="SAN segments (main)")
     up.add_argument("--memory-mib", type=int, default=default.memory_mib, metavar="N", help="per machine (%(default)s)")
     add("down", lambda options: end(options.name), "end a lab and remove all it left, a crashed one too")
@@ -86,7 +89,11 @@ def _on_machine(act: Callable[[Machine], object]) -> Callable[[argparse.Namespac
 
 def _up(options: argparse.Namespace) -> None:
     topology = Topology(
-        storage=options.storage, compute=options.compute, sans=tuple(options.san), memory_mib=options.memory_mib
+        storage=options.storage,
+        compute=options.compute,
+        hypervisors=options.hypervisors,
+        sans=tuple(options.san),
+        memory_mib=options.memory_mib,
     )
     if is_running(options.name):
         lab = Lab.attach(options.name)

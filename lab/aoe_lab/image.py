@@ -9,9 +9,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aoe_lab import initramfs, process
 from aoe_lab.cachedir import CHECKOUT, built, content_key
+from aoe_lab.topology import Role
+
+if TYPE_CHECKING:
+    from aoe_lab.topology import MachineSpec
 
 RELEASE = "bookworm"
 ROOT_SIZE_BYTES = 8 << 30  # Sparse; what a machine writes goes to its overlay.
@@ -29,20 +34,33 @@ class Image:
     key: Path
 
 
-def ensure_image() -> Image:
-    """Return the image for the current recipe, built if the cache lacks it (a minute or two)."""
-    recipe = content_key(RECIPE, Path(__file__), Path(initramfs.__file__))
-    place = built("image", recipe, "building the machine image", _build)
+def ensure_image(*, hypervisor: bool = False) -> Image:
+    """Return the image for the current recipe, built if the cache lacks it (a minute or two).
+
+    `hypervisor`: the one with libvirt and an emulator in it, which is twice as large.
+    """
+    more = RECIPE / "hypervisor-packages.txt"
+    parts = [path for path in sorted(RECIPE.iterdir()) if path != more]
+    recipe = content_key(*parts, Path(__file__), Path(initramfs.__file__), *([more] if hypervisor else []))
+    lists = [RECIPE / "packages.txt", *([more] if hypervisor else [])]
+    kind, what = ("hypervisor-image", "hypervisors' image") if hypervisor else ("image", "machine image")
+    place = built(kind, recipe, f"building the {what}", lambda empty: _build(empty, lists))
     return Image(
         root=place / "root.img", kernel=place / "kernel", initramfs=place / "initramfs", key=place / "login-key"
     )
 
 
-def _build(place: Path) -> None:
+def image_of(spec: MachineSpec) -> Image:
+    """Return the image a machine boots."""
+    return ensure_image(hypervisor=spec.role is Role.HYPERVISOR)
+
+
+def _build(place: Path, lists: list[Path]) -> None:
     key = place / "login-key"
     process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "aoe-lab", "-f", key], timeout_s=30)
     tree = place / "tree"
-    packages = [line for line in (RECIPE / "packages.txt").read_text().split("\n") if line and not line.startswith("#")]
+    lines = [line for one in lists for line in one.read_text().splitlines()]
+    packages = [line for line in lines if line and not line.startswith("#")]
     process.run(
         [
             "mmdebstrap",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from aoe_lab import process
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_net")
@@ -42,10 +43,10 @@ def unpack_kernel(vmlinuz: Path, kernel: Path) -> None:
     packed.unlink()
 
 
-def write_initramfs(root: Path, init: Path, archive: Path) -> None:
+def write_initramfs(root: Path, init: Path, archive: Path, drivers: Sequence[str] = DRIVERS) -> None:
     """Write the RAM disk: `init`, busybox of the tree at `root`, and the drivers with what they depend on, in order."""
     (modules,) = (root / "lib/modules").iterdir()
-    order = _load_order((modules / "modules.dep").read_text())
+    order = _load_order((modules / "modules.dep").read_text(), drivers)
     entries = [(name, DIRECTORY_MODE, b"") for name in ("bin", "dev", "modules", "proc", "root", "sys")]
     entries.append(("init", stat.S_IFREG | 0o755, init.read_bytes()))
     entries.append(("bin/busybox", stat.S_IFREG | 0o755, (root / "bin/busybox").read_bytes()))
@@ -59,15 +60,15 @@ def write_initramfs(root: Path, init: Path, archive: Path) -> None:
     archive.write_bytes(b"".join(_cpio_entry(*entry) for entry in entries))
 
 
-def _load_order(modules_dep: str) -> list[str]:
-    """Return the paths of DRIVERS after those of all they need; modules.dep lists a module's needs last one first."""
+def _load_order(modules_dep: str, drivers: Sequence[str]) -> list[str]:
+    """Return the paths of drivers after those of all they need; modules.dep lists a module's needs last one first."""
     needs = {}
     for line in modules_dep.splitlines():
         path, _, rest = line.partition(":")
         needs[path] = rest.split()
     by_name = {path.rpartition("/")[2].removesuffix(".ko"): path for path in needs}
     order: list[str] = []
-    for driver in DRIVERS:
+    for driver in drivers:
         path = by_name[driver]
         order += [needed for needed in (*reversed(needs[path]), path) if needed not in order]
     return order

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from aoe_lab import process, progress, qemu, source_tree
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.errors import LabError
-from aoe_lab.image import Image, ensure_image
+from aoe_lab.image import Image, ensure_image, image_of
 from aoe_lab.machine import Machine, disk_servers
 from aoe_lab.network import Network
 from aoe_lab.tools_disk import ensure_tools_disk
@@ -64,9 +64,9 @@ class Lab:
         place = _place(name)
         if os.geteuid() != 0:
             raise LabError("a lab needs root, for its network namespace and for building its image: run it with sudo")
-        image = ensure_image()
+        images = {spec.name: image_of(spec) for spec in topology.machines()}
         tools_disk = ensure_tools_disk(binaries)
-        accelerator = qemu.accelerator(image)
+        accelerator = qemu.accelerator(ensure_image())
         with _lock(name):
             if Network(name).processes():
                 raise LabError(f"a lab named {name!r} runs already: attach to it, stop it, or use another name")
@@ -77,7 +77,7 @@ class Lab:
                 (place / WATCHER_PID).write_text(str(watcher.pid))
                 (place / "lab.json").write_text(topology.to_json())
                 for spec in topology.machines():
-                    _create(spec, place / spec.name, image, tools_disk, name=name, accelerator=accelerator)
+                    _create(spec, place / spec.name, images[spec.name], tools_disk, name=name, accelerator=accelerator)
                 Network(name).create(topology)
                 lab = cls._load(name, watcher)
                 with progress.step(f"booting {len(lab.machines)} machines"):

@@ -18,16 +18,19 @@ from aoe_lab.errors import LabError
 MIB = 1 << 20
 GIB = 1 << 30
 GATEWAY = "192.0.2.1"
-FIRST_OCTET = {"storage": 11, "compute": 21}
-MOST_MACHINES = {"storage": 10, "compute": 200}
+FIRST_OCTET = {"storage": 11, "compute": 21, "hypervisor": 231}
+MOST_MACHINES = {"storage": 10, "compute": 200, "hypervisor": 10}
+HYPERVISOR_MEMORY_MIB = 1536
+"""Room for libvirt and two guests of `guest.MEMORY_MIB`, each with its emulator."""
 SAN_NAME = re.compile(r"[a-z][a-z0-9-]{0,9}")  # "san-" and the name are an interface's name: 15 characters.
 
 
 class Role(StrEnum):
-    """What a machine is meant for; both kinds run the same system, only storage machines have data disks."""
+    """What a machine is meant for. Storage machines have data disks; hypervisors boot an image with libvirt in it."""
 
     STORAGE = "storage"
     COMPUTE = "compute"
+    HYPERVISOR = "hypervisor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +87,11 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The machines of a lab. `disks_of` gives single storage machines other disks than `disks`, by name."""
+    """The machines of a lab. `disks_of` gives single machines other disks than their role's, by name."""
 
     storage: int = 1
     compute: int = 1
+    hypervisors: int = 0
     sans: tuple[str, ...] = ("main",)
     memory_mib: int = 512
     cpus: int = 2
@@ -95,7 +99,7 @@ class Topology:
     disks_of: dict[str, tuple[DataDisk, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for role, count in ((Role.STORAGE, self.storage), (Role.COMPUTE, self.compute)):
+        for role, count in self._counts():
             if not 0 <= count <= MOST_MACHINES[role]:
                 raise LabError(f"{count} {role} machines: a lab has 0 to {MOST_MACHINES[role]}")
         for san in self.sans:
@@ -103,7 +107,10 @@ class Topology:
                 raise LabError(f"SAN name {san!r}: 1 to 10 lower-case letters, digits and dashes, a letter first")
 
     def machines(self) -> tuple[MachineSpec, ...]:
-        return (*self._of_role(Role.STORAGE, self.storage), *self._of_role(Role.COMPUTE, self.compute))
+        return tuple(spec for role, count in self._counts() for spec in self._of_role(role, count))
+
+    def _counts(self) -> tuple[tuple[Role, int], ...]:
+        return ((Role.STORAGE, self.storage), (Role.COMPUTE, self.compute), (Role.HYPERVISOR, self.hypervisors))
 
     def _of_role(self, role: Role, count: int) -> list[MachineSpec]:
         return [
@@ -111,7 +118,7 @@ class Topology:
                 name=f"{role}{number}",
                 role=role,
                 octet=FIRST_OCTET[role] + number - 1,
-                memory_mib=self.memory_mib,
+                memory_mib=HYPERVISOR_MEMORY_MIB if role is Role.HYPERVISOR else self.memory_mib,
                 cpus=self.cpus,
                 sans=self.sans,
                 disks=self.disks_of.get(f"{role}{number}", self.disks if role is Role.STORAGE else ()),

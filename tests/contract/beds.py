@@ -37,6 +37,32 @@ class Target(Protocol):
         """Return what lies on the backing."""
 
 
+class Guests(Protocol):
+    """Domains of the host's hypervisor, and what befalls them. Each is given by its UUID."""
+
+    def running(self, *, slots: bool = True) -> str:
+        """Return a persistent domain that runs, listens, and has no disk of a test; with `slots`, some can be plugged
+        in, without it none."""
+
+    def shut_off(self) -> str:
+        """Return a persistent domain that does not run."""
+
+    def transient(self) -> str:
+        """Return a domain that runs and has no configuration."""
+
+    def name(self, uuid: str) -> str:
+        """Return a domain's name."""
+
+    def deaf(self, uuid: str) -> AbstractContextManager[None]:
+        """Have the guest ignore what it is asked; afterwards it listens, to what it was asked meanwhile too."""
+
+    def stop(self, uuid: str) -> None:
+        """End a guest at once."""
+
+    def daemon_away(self) -> AbstractContextManager[None]:
+        """Have the hypervisor's daemon answer nobody; guests run on."""
+
+
 class Bed(Protocol):
     """One host under test."""
 
@@ -51,6 +77,10 @@ class Bed(Protocol):
     ingress: contracts.IngressRules
     mounts: contracts.Mounts
     filesystems: contracts.FileSystems
+    hypervisor: contracts.Hypervisor
+    links: contracts.DeviceLinks
+    guests: Guests | None
+    """None on a host without a hypervisor."""
     vg: str
     """A volume group of `GROUP_BYTES` with one thin pool in it."""
     thin_pool: str

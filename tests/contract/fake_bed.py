@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tests.contract.beds import GROUP_BYTES, POOL_BYTES, export_file
+from tests.contract.beds import GROUP_BYTES, POOL_BYTES, Guests, export_file
 
 from aoe_core.errors import AoECsiError
+from aoe_core.fakes.hypervisor import Guest, Unplug
 from aoe_core.fakes.world import FakeMachine, Killed, Step, World
 from aoe_core.host import contracts
 from aoe_core.host.exports import ExportFile, ExportFiles
@@ -40,6 +41,46 @@ class FakeTarget:
         return self._machine.read(f"/dev/vg/{self._name}", offset_bytes, length_bytes)
 
 
+class FakeGuests:
+    """Domains of the machine in memory."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+        self._state = machine.hypervisor
+
+    def running(self, *, slots: bool = True) -> str:
+        guest = self._state.define("with-slots" if slots else "without-slots", slots=4 if slots else 0)
+        self._state.start(guest)
+        return guest.uuid
+
+    def shut_off(self) -> str:
+        return self._state.define("shut-off").uuid
+
+    def transient(self) -> str:
+        return self._state.define("transient", persistent=False).uuid
+
+    def name(self, uuid: str) -> str:
+        return self._guest(uuid).name
+
+    @contextmanager
+    def deaf(self, uuid: str) -> Iterator[None]:
+        self._guest(uuid).unplug = Unplug.IGNORES
+        yield
+        self._state.listens(self._guest(uuid))
+
+    def stop(self, uuid: str) -> None:
+        self._state.stop(self._guest(uuid))
+
+    @contextmanager
+    def daemon_away(self) -> Iterator[None]:
+        self._state.answers = False
+        yield
+        self._state.answers = True
+
+    def _guest(self, uuid: str) -> Guest:
+        return self._state.guests[uuid]
+
+
 class FakeBed:
     """A machine in memory."""
 
@@ -60,6 +101,9 @@ class FakeBed:
         self.ingress: contracts.IngressRules = self.process.ingress
         self.mounts: contracts.Mounts = self.process.mounts
         self.filesystems: contracts.FileSystems = self.process.filesystems
+        self.hypervisor: contracts.Hypervisor = self.process.hypervisor
+        self.links: contracts.DeviceLinks = self.process.links
+        self.guests: Guests | None = FakeGuests(self.machine)
         self.vg = "vg"
         self.thin_pool = "pool"
         self.interface = "san0"

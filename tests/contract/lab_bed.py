@@ -13,23 +13,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.contract.beds import GROUP_BYTES, POOL_BYTES
+from tests.contract.beds import GROUP_BYTES, POOL_BYTES, Guests
 
+from aoe_core.errors import CommandFailed, NotFound
 from aoe_core.host import contracts, exports
 from aoe_core.host.attached import AttachedBlockDevices
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.blocks import HostBlockDevices
+from aoe_core.host.device_links import HostDeviceLinks
 from aoe_core.host.exports import ExportFiles, HostExportUnits
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.filesystems import HostFileSystems
 from aoe_core.host.ingress import NftIngressRules
 from aoe_core.host.initiator import LinuxInitiator
+from aoe_core.host.libvirt import LibvirtHypervisor
 from aoe_core.host.lvm import HostLvm
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
 from aoe_core.host.wire import RawSegments
 from aoe_core.model import Address, Mac, parse_mac
 from aoe_core.units import MIB
+from aoe_lab import guest
 
 
 def _run(*argv: str, check: bool = True) -> str:
@@ -78,6 +82,75 @@ class RealTarget:
             return handle.read(length_bytes)
 
 
+class RealGuests:
+    """Domains of this machine's libvirt. One guest is booted, which takes minutes, and serves every test until one
+    ends it."""
+
+    _DAEMON = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service")
+
+    def __init__(self) -> None:
+        guest.prepare()
+        self._hypervisor = LibvirtHypervisor(BlockingCalls())
+
+    def running(self, *, slots: bool = True) -> str:
+        name = "with-slots" if slots else "without-slots"
+        uuid = guest.define(name, slots=guest.SLOTS if slots else 0)
+        if not self._hypervisor.get_domain(uuid).running:
+            _run("virsh", "start", name)
+            if slots:  # The other one is never asked for anything.
+                guest.await_ready(name)
+        return uuid
+
+    def shut_off(self) -> str:
+        return guest.define("shut-off")
+
+    def transient(self) -> str:
+        return guest.create("transient")
+
+    def name(self, uuid: str) -> str:
+        return _run("virsh", "domname", uuid).strip()
+
+    @contextmanager
+    def deaf(self, uuid: str) -> Iterator[None]:
+        # Without its processor it hears nothing, and once it has it again it hears what was said meanwhile.
+        _run("virsh", "suspend", uuid)
+        try:
+            yield
+        finally:
+            _run("virsh", "resume", uuid)
+
+    def stop(self, uuid: str) -> None:
+        _run("virsh", "destroy", uuid)
+
+    @contextmanager
+    def daemon_away(self) -> Iterator[None]:
+        _run("systemctl", "stop", *self._DAEMON)
+        try:
+            yield
+        finally:
+            _run("systemctl", "start", *self._DAEMON)
+
+    def clear(self) -> None:
+        """Take every disk from everybody; a guest that does not let go is ended."""
+        for name in ("transient", "without-slots"):
+            _run("virsh", "destroy", name, check=False)
+        for name in ("shut-off", "without-slots"):
+            _run("virsh", "undefine", name, check=False)
+        with contextlib.suppress(NotFound):
+            domain = self._hypervisor.get_domain("with-slots")
+            for disk in domain.config:
+                self._hypervisor.detach_config(domain.uuid, disk.alias)
+            deadline = time.monotonic() + 60
+            while domain.live:
+                for disk in domain.live:
+                    with contextlib.suppress(CommandFailed, NotFound):
+                        self._hypervisor.ask_to_detach(domain.uuid, disk.alias)
+                if time.monotonic() > deadline:
+                    _run("virsh", "destroy", "with-slots")
+                time.sleep(1)
+                domain = self._hypervisor.get_domain("with-slots")
+
+
 class RealBed:
     """A throwaway lab machine: Debian, LVM on /dev/disk/by-id/virtio-data0, vblade, the aoe module, nftables."""
 
@@ -110,6 +183,12 @@ class RealBed:
         self.ingress: contracts.IngressRules = NftIngressRules(runner)
         self.mounts: contracts.Mounts = HostMounts(runner)
         self.filesystems: contracts.FileSystems = filesystems
+        self.hypervisor: contracts.Hypervisor = LibvirtHypervisor(calls)
+        self.links: contracts.DeviceLinks = HostDeviceLinks(self._STATE)
+        self.guests: Guests | None = None
+        if shutil.which("virsh"):
+            self._guests = RealGuests()
+            self.guests = self._guests
 
     # --- preparing and clearing ---
 
@@ -167,6 +246,9 @@ class RealBed:
         for target in self._targets:
             target.stop()
         self._targets.clear()
+        if self.guests is not None:
+            self._guests.clear()
+        shutil.rmtree(self._STATE / "guests", ignore_errors=True)
         for line in reversed(Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()):
             if line.split()[1].startswith(self.directory + "/"):
                 _run("umount", line.split()[1])

@@ -17,8 +17,10 @@ from aoe_core.fakes.blocks import Device, FakeAttachedBlockDevices, FakeBlockDev
 from aoe_core.fakes.clock import VirtualClock
 from aoe_core.fakes.exports import ExportsState, FakeExportUnits
 from aoe_core.fakes.filesystems import FakeFileSystems
+from aoe_core.fakes.hypervisor import FakeHypervisor, HypervisorState
 from aoe_core.fakes.ingress import FakeIngressRules, IngressState
 from aoe_core.fakes.initiator import DriverState, FakeInitiator
+from aoe_core.fakes.links import LINKS, FakeDeviceLinks
 from aoe_core.fakes.locks import FakeHostLocks
 from aoe_core.fakes.lvm import FakeLvm, LvmState
 from aoe_core.fakes.mounts import FakeMounts, MountState
@@ -164,6 +166,7 @@ class World:
                     machine.lvm.finish_due()
                     machine.write_back()
                     machine.initiator.pass_time()
+                    machine.hypervisor.pass_time()
             self.settle()
 
 
@@ -181,6 +184,7 @@ class FakeMachine:
         self.ingress = IngressState()
         self.mounts = MountState(self)
         self.initiator = DriverState(self)
+        self.hypervisor = HypervisorState(self)
         self.processes: list[Process] = []
         self.held_names: dict[str, Process] = {}
         """Name → the process that holds it between processes."""
@@ -238,6 +242,7 @@ class FakeMachine:
         self.exports = ExportsState(self)
         self.ingress.flush()
         self.mounts.lose()
+        self.hypervisor.lose()
         self.initiator.known.clear()
         for directory in self._records.values():
             directory.lose_unsynced(keep=bool(keep_every))
@@ -255,7 +260,9 @@ class FakeMachine:
         return self._records.setdefault(name, RecordDirectory())
 
     def find_device(self, path: str) -> Device | None:
-        """Return the block device at a path."""
+        """Return the block device at a path, through a stable link too."""
+        if path.startswith(f"{LINKS}/"):
+            path = self.record_directory(LINKS).seen.get(path.removeprefix(f"{LINKS}/"), path)
         return self.lvm.find_device(path) or self.initiator.find_device(path)
 
     def get_device(self, path: str) -> Device:
@@ -359,6 +366,8 @@ class Process:
         self.ingress = FakeIngressRules(self)
         self.mounts = FakeMounts(self)
         self.locks = FakeHostLocks(self)
+        self.hypervisor = FakeHypervisor(self)
+        self.links = FakeDeviceLinks(self)
         self.filesystems = FakeFileSystems(self)
 
     def records(self, directory: str) -> FakeRecordFiles:

@@ -92,7 +92,7 @@ class LibvirtHypervisor:
         self._change(
             f"disk {alias} cannot be taken from the configuration of domain {uuid}",
             uuid,
-            lambda api, handle: handle.detachDeviceAlias(alias, api.VIR_DOMAIN_AFFECT_CONFIG),
+            lambda api, handle: _detach(api, handle, alias, api.VIR_DOMAIN_AFFECT_CONFIG),
         )
 
     def ask_to_detach(self, uuid: str, alias: str) -> None:
@@ -100,7 +100,7 @@ class LibvirtHypervisor:
         self._change(
             f"domain {uuid} cannot be asked to let go of disk {alias}",
             uuid,
-            lambda api, handle: handle.detachDeviceAlias(alias, api.VIR_DOMAIN_AFFECT_LIVE),
+            lambda api, handle: _detach(api, handle, alias, api.VIR_DOMAIN_AFFECT_LIVE),
         )
 
     def resize(self, uuid: str, target: str, size_bytes: int) -> None:
@@ -147,9 +147,9 @@ class LibvirtHypervisor:
 
 def translated(api: ModuleType, error: Any, refusal: str, *, changes: bool) -> AoECsiError:
     """Return the project's error for one of libvirt's."""
-    code, origin, sentence = error.get_error_code(), error.get_error_domain(), f"{refusal}: {_text(error)}"
-    if origin in (api.VIR_FROM_RPC, api.VIR_FROM_REMOTE):
-        # The connection broke: what was asked for may have been done.
+    code, sentence = error.get_error_code(), f"{refusal}: {_text(error)}"
+    if _is_lost(api, error):
+        # What was asked for may have been done.
         lost = f"{sentence}; look at systemctl status libvirtd, then call again"
         return Unfinished(lost) if changes else Unreachable(lost)
     if code == api.VIR_ERR_INTERNAL_ERROR and _NO_SLOT in _text(error):
@@ -203,6 +203,24 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
         live=parse_disks(handle.XMLDesc(0)) if running else (),
         config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
     )
+
+
+def _detach(api: ModuleType, handle: Any, alias: str, flags: int) -> None:
+    """Detach by alias. Raises: NotFound when no disk has it: libvirt 9.0 has no code for that, so its XML is asked."""
+    try:
+        handle.detachDeviceAlias(alias, flags)
+    except api.libvirtError as error:
+        if error.get_error_code() != api.VIR_ERR_INTERNAL_ERROR or _is_lost(api, error):
+            raise
+        xml = handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE if flags == api.VIR_DOMAIN_AFFECT_CONFIG else 0)
+        if any(disk.alias == alias for disk in parse_disks(xml)):
+            raise
+        raise NotFound(f"domain {handle.name()} has no disk {alias}; look at virsh dumpxml") from error
+
+
+def _is_lost(api: ModuleType, error: Any) -> bool:
+    """Say whether the connection broke, and not the daemon said no."""
+    return error.get_error_domain() in (api.VIR_FROM_RPC, api.VIR_FROM_REMOTE)
 
 
 def _text(error: Any) -> str:

@@ -26,7 +26,7 @@ from aoe_core.host.contracts import Domain, DomainDisk
 from aoe_core.host.libvirt import LibvirtHypervisor
 
 UUID = "6e5b8f0e-7a4b-4d0c-9b8e-1f2a3b4c5d6e"
-LIVE = "<domain><devices><disk><target dev='vda' bus='virtio'/></disk></devices></domain>"
+LIVE = "<domain><devices><disk><target dev='vda' bus='virtio'/><alias name='ua-a'/></disk></devices></domain>"
 CONFIG = "<domain><devices/></domain>"
 CODES = {
     # libvirt/virterror.h
@@ -175,6 +175,17 @@ def test_an_error_is_told_by_its_code(
     assert all(connection.closed for connection in api.connections)
 
 
+def test_a_disk_that_is_not_there_is_told_from_one_that_stays(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    """libvirt 9.0 says "internal error" of both."""
+    api.handle.act = raising(LibvirtError(1, text="no device found with alias"))
+    with pytest.raises(NotFound):
+        hypervisor.ask_to_detach(UUID, "ua-b")
+    with pytest.raises(CommandFailed):
+        hypervisor.ask_to_detach(UUID, "ua-a")
+    with pytest.raises(NotFound):
+        hypervisor.detach_config(UUID, "ua-a")
+
+
 def test_a_daemon_that_is_not_there_is_unreachable_and_nothing_is_known(
     api: Any, hypervisor: LibvirtHypervisor
 ) -> None:
@@ -214,7 +225,7 @@ def test_a_domain_is_found_by_uuid_and_by_name(api: Any, hypervisor: LibvirtHype
         uuid=UUID,
         running=True,
         persistent=True,
-        live=(DomainDisk(target="vda", bus="virtio"),),
+        live=(DomainDisk(target="vda", bus="virtio", alias="ua-a"),),
         config=(),
     )
     assert hypervisor.get_domain("g1") == expected

@@ -1,0 +1,246 @@
+"""A libvirt guest inside a lab machine: a kernel, a RAM disk of one script, and disks that come and go.
+
+Owns: the domain's definition, its RAM disk, and the line to the script in it (`lab/guest/init`), which lists, writes
+and reads its disks. Runs on the hypervisor machine, `aoe-python -m aoe_lab.guest COMMAND`; from outside, `Guest` calls
+that. Refuses: a system of any kind in the guest; emulated twice, each process counts.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aoe_lab import process
+from aoe_lab.cachedir import CHECKOUT
+from aoe_lab.errors import LabError
+from aoe_lab.initramfs import write_initramfs
+
+if TYPE_CHECKING:
+    from aoe_lab.machine import Machine
+
+INIT = CHECKOUT / "lab" / "guest" / "init"
+PLACE = Path("/var/lib/libvirt/images")
+"""Where the emulator's user may read; serial sockets are in /var/lib/libvirt/qemu, where it may also make them."""
+DRIVERS = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod")
+SLOTS = 6
+MEMORY_MIB = 160
+BOOT_S = 400.0
+"""An emulated machine in an emulated machine: 80 to 95 s were seen on two cores."""
+ANSWER_S = 180.0
+SECTOR_BYTES = 512
+
+
+def serial_socket(name: str) -> Path:
+    return Path(f"/var/lib/libvirt/qemu/{name}.sock")
+
+
+def domain_xml(name: str, *, slots: int = SLOTS) -> str:
+    """Return a domain with `slots` free PCIe ports and nothing that would take one of them."""
+    ports = "".join("<controller type='pci' model='pcie-root-port'/>" for _ in range(slots))
+    return f"""<domain type='qemu'>
+  <name>{name}</name><memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{PLACE}/guest-kernel</kernel><initrd>{PLACE}/guest-initrd</initrd>
+    <cmdline>console=ttyS0 quiet mitigations=off</cmdline>
+  </os>
+  <features><acpi/></features>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+    <controller type='pci' model='pcie-root'/>{ports}
+    <serial type='file'><source path='{PLACE}/{name}.log'/><target port='0'/></serial>
+    <serial type='unix'><source mode='bind' path='{serial_socket(name)}'/><target port='1'/></serial>
+  </devices>
+</domain>
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenDisk:
+    """A disk as the guest's kernel shows it."""
+
+    name: str
+    size_bytes: int
+    read_only: bool
+    serial: str
+
+
+# --- on the hypervisor machine
+
+
+def prepare() -> None:
+    """Put the kernel and the RAM disk where domains find them. The machine's own kernel will do."""
+    PLACE.mkdir(parents=True, exist_ok=True)
+    kernel = Path(f"/boot/vmlinuz-{platform.release()}")
+    (PLACE / "guest-kernel").write_bytes(kernel.read_bytes())
+    write_initramfs(Path("/"), INIT, PLACE / "guest-initrd", DRIVERS)
+
+
+def define(name: str, *, slots: int = SLOTS) -> str:
+    """Define a domain, or again one of that name; return its UUID."""
+    process.run(["virsh", "define", "/dev/stdin"], stdin=domain_xml(name, slots=slots), timeout_s=60)
+    return process.run(["virsh", "domuuid", name], timeout_s=30).stdout.strip()
+
+
+def create(name: str) -> str:
+    """Start a transient domain; return its UUID."""
+    process.run(["virsh", "create", "/dev/stdin"], stdin=domain_xml(name), timeout_s=120)
+    return process.run(["virsh", "domuuid", name], timeout_s=30).stdout.strip()
+
+
+def await_ready(name: str, timeout_s: float = BOOT_S) -> None:
+    """Wait until a guest that was started answers. Raises: LabError with the end of its console."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        try:
+            if ask(name, "ping", timeout_s=10) == ["pong"]:
+                return
+        except (OSError, LabError):
+            time.sleep(1)
+    console = PLACE / f"{name}.log"
+    tail = console.read_text(errors="replace")[-2000:] if console.exists() else "it has no console"
+    raise LabError(f"guest {name} does not answer after {timeout_s:g} s:\n{tail}")
+
+
+def ask(name: str, command: str, *, timeout_s: float = ANSWER_S) -> list[str]:
+    """Have a guest do something; return the lines of its answer. Raises: LabError; OSError when it does not run."""
+    token = secrets.token_hex(4)
+    end = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(serial_socket(name)))
+        # The empty line ends whatever an asker before us began to say.
+        line.sendall(f"\n{token} {command}\n".encode())
+        heard = b""
+        while f"{token} .\n".encode() not in heard:
+            left_s = end - time.monotonic()
+            if left_s <= 0:
+                raise LabError(f"guest {name} does not answer {command!r} within {timeout_s:g} s")
+            line.settimeout(left_s)
+            try:
+                received = line.recv(65536)
+            except TimeoutError:
+                continue
+            if not received:
+                raise LabError(f"guest {name} ended while it was asked {command!r}")
+            heard += received.replace(b"\r", b"")
+    lines = heard.decode(errors="replace").splitlines()
+    return [one.removeprefix(f"{token} ") for one in lines if one.startswith(f"{token} ")][:-1]
+
+
+def main() -> int:
+    """Do one thing, as told by `Guest` from outside; the answer is a line of JSON."""
+    act, *arguments = sys.argv[1:]
+    answer: object = None
+    match act:
+        case "prepare":
+            prepare()
+        case "define":
+            answer = define(arguments[0], slots=int(arguments[1]))
+        case "await-ready":
+            await_ready(arguments[0])
+        case "ask":
+            answer = ask(arguments[0], " ".join(arguments[1:]))
+        case _:
+            raise LabError(f"aoe_lab.guest does not know {act!r}")
+    print(json.dumps(answer))
+    return 0
+
+
+# --- from outside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """A guest of a hypervisor machine."""
+
+    machine: Machine
+    name: str
+
+    @classmethod
+    def define(cls, machine: Machine, name: str, *, slots: int = SLOTS) -> Guest:
+        """Make a guest that does not run yet."""
+        _call(machine, "prepare")
+        _call(machine, "define", name, str(slots))
+        return cls(machine=machine, name=name)
+
+    def start(self) -> None:
+        self.machine.run(["virsh", "start", self.name], timeout_s=120)
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        _call(self.machine, "await-ready", self.name, timeout_s=BOOT_S + 60)
+
+    def destroy(self) -> None:
+        """End it at once; one that does not run has ended."""
+        self.machine.run(["virsh", "destroy", self.name], check=False)
+
+    def undefine(self) -> None:
+        self.destroy()
+        self.machine.run(["virsh", "undefine", self.name], check=False)
+
+    def xml(self, *, inactive: bool = False) -> str:
+        return self.machine.run(["virsh", "dumpxml", self.name, *(["--inactive"] if inactive else [])]).stdout
+
+    def state(self) -> str:
+        """Return what virsh domstate says."""
+        return self.machine.run(["virsh", "domstate", self.name]).stdout.strip()
+
+    def disks(self) -> tuple[SeenDisk, ...]:
+        """Return the disks the guest's kernel has."""
+        seen = []
+        for line in self._ask("disks"):
+            name, sectors, read_only, *serial = line.split(maxsplit=3)
+            seen.append(
+                SeenDisk(
+                    name=name,
+                    size_bytes=int(sectors) * SECTOR_BYTES,
+                    read_only=read_only == "1",
+                    serial="".join(serial).strip(),
+                )
+            )
+        return tuple(seen)
+
+    def write(self, disk: str, salt: str, block: int) -> bool:
+        """Write a block of 4 KiB and have it on stable storage; say whether the guest was told that it is."""
+        return self._ask("write", disk, salt, str(block)) == ["written"]
+
+    def holds(self, disk: str, salt: str, block: int) -> bool:
+        """Say whether a block is what `write` with this salt wrote."""
+        return self._ask("read", disk, salt, str(block)) == ["same"]
+
+    def start_writer(self, disk: str, salt: str) -> None:
+        """Have it write one block after the other, each on stable storage before the next."""
+        self._ask("writer", disk, salt)
+
+    def acknowledged(self) -> int:
+        """Return the number of the writer's newest block on stable storage, -1 before the first."""
+        return int(self._ask("acknowledged")[0])
+
+    def stop_writer(self) -> int:
+        """End the writer and return the number of its last block."""
+        return int(self._ask("stop")[0])
+
+    def wrong(self, disk: str, salt: str, last: int) -> int:
+        """Return how many of the blocks 0 to `last` are not what the writer wrote."""
+        return int(self._ask("check", disk, salt, str(last))[0])
+
+    def _ask(self, *words: str) -> list[str]:
+        answer: list[str] = json.loads(_call(self.machine, "ask", self.name, *words, timeout_s=ANSWER_S + 60))
+        return answer
+
+
+def _call(machine: Machine, *words: str, timeout_s: float = 120) -> str:
+    return machine.run(["aoe-python", "-m", "aoe_lab.guest", *words], timeout_s=timeout_s).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
