@@ -10,6 +10,7 @@ from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace
 from aoe_core.host.contracts import Domain, DomainDisk
 from aoe_core.units import MIB
 
+Act = Callable[[], object]
 ABSENT = "5b0f6e1c-0000-4000-8000-00000000dead"
 
 
@@ -85,13 +86,14 @@ def test_every_domain_is_listed_running_or_not(bed: Bed, guests: Guests) -> None
 def test_an_absent_domain_is_absent(bed: Bed, guests: Guests, disk: DomainDisk, absent: str) -> None:
     with pytest.raises(NotFound):
         bed.hypervisor.get_domain(absent)
-    for act in (
+    acts: tuple[Act, ...] = (
         lambda: bed.hypervisor.attach_config(ABSENT, disk),
         lambda: bed.hypervisor.attach_live(ABSENT, disk),
         lambda: bed.hypervisor.detach_config(ABSENT, disk.alias),
         lambda: bed.hypervisor.ask_to_detach(ABSENT, disk.alias),
         lambda: bed.hypervisor.resize(ABSENT, disk.target, 16 * MIB),
-    ):
+    )
+    for act in acts:
         with pytest.raises(NotFound):
             act()
     assert guests.shut_off()
@@ -101,7 +103,7 @@ def test_a_daemon_that_is_away_proves_nothing_and_its_guests_run_on(bed: Bed, gu
     uuid = guests.running()
     bed.hypervisor.attach_live(uuid, disk)
     with guests.daemon_away():
-        acts: tuple[Callable[[], object], ...] = (
+        acts: tuple[Act, ...] = (
             bed.hypervisor.domains,
             lambda: bed.hypervisor.get_domain(uuid),
             lambda: bed.hypervisor.get_domain("no-such-domain"),

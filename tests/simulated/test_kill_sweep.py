@@ -61,10 +61,11 @@ class Life:
     """From here on the operations undo whatever the ones before may have done."""
     same_host: bool = False
     """Whether the storage machine uses the volume itself."""
+    kind: type[Cluster] = Cluster
 
     def begin(self) -> Cluster:
         """Return a cluster on which nothing has happened yet."""
-        return Cluster(same_host=self.same_host)
+        return self.kind(same_host=self.same_host)
 
 
 def spec(

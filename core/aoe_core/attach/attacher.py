@@ -82,6 +82,10 @@ class Attacher:
         """Return what is staged, or half-staged, on this node."""
         return self._records.all()
 
+    def present_records(self) -> tuple[StageRecord, ...]:
+        """Return those of this boot: one of an earlier boot describes nothing that is there."""
+        return tuple(record for record in self._records.all() if record.boot == self._host.boot)
+
     # --- the calls ----------------------------------------------------------------------------------------------
 
     def stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:

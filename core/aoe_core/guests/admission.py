@@ -1,0 +1,59 @@
+"""Whether a volume may become a disk of a domain: refusals with their remedies, before anything is done. Pure."""
+
+from collections.abc import Sequence
+
+from aoe_core.attach.records import StageRecord
+from aoe_core.errors import Conflict, InUse, Invalid
+from aoe_core.guests.disk import alias_of
+from aoe_core.guests.records import Bus, GuestRecord
+from aoe_core.host.contracts import Domain
+from aoe_core.model import AccessMode, Attachment, VolumeId
+
+
+def require_admissible(
+    domain: Domain,
+    attachment: Attachment,
+    mode: AccessMode,
+    bus: Bus,
+    *,
+    earlier: GuestRecord | None,
+    users: Sequence[Domain],
+) -> None:
+    """Check what is asked for against what there is. `users`: every domain that has the volume's disk.
+
+    Raises: Invalid (the grant is for reading), InUse (another domain's), Conflict (there otherwise, serial taken).
+    """
+    volume_id = attachment.volume_id
+    if mode.writes and not attachment.writable:
+        raise Invalid(f"volume {volume_id} is granted for reading only; attach it read-only, or publish it again")
+    if earlier is not None and earlier.domain_uuid != domain.uuid:
+        raise InUse(
+            f"volume {volume_id} is a disk of domain {earlier.domain_name} ({earlier.domain_uuid}) on this host; "
+            f"detach it there before it is attached to {domain.name}"
+        )
+    if earlier is not None and (earlier.mode, earlier.bus) != (mode, bus):
+        raise Conflict(
+            f"volume {volume_id} is attached to domain {domain.name} on bus {earlier.bus.value}, {earlier.mode.value}, "
+            f"and was asked for on bus {bus.value}, {mode.value}; detach it first"
+        )
+    others = sorted(one.name for one in users if one.uuid != domain.uuid)
+    if others:
+        raise InUse(
+            f"volume {volume_id} is named as a disk by domain {', '.join(others)} of this host; take it from there "
+            f"before it is attached to {domain.name}"
+        )
+    for disk in (*domain.live, *domain.config):
+        if disk.serial == attachment.serial and disk.alias != alias_of(attachment.serial):
+            raise Conflict(
+                f"domain {domain.name} has serial {disk.serial} on disk {disk.target} ({disk.source}), which is not "
+                f"this driver's; take that disk away before volume {volume_id} is attached"
+            )
+
+
+def require_stage_for_guests(volume_id: VolumeId, staged: StageRecord | None, staging_path: str) -> None:
+    """Check that a volume is not staged on this host for something else. Raises: InUse."""
+    if staged is not None and staged.staging_path != staging_path:
+        raise InUse(
+            f"volume {volume_id} is in use on this host for something else than a guest: it is staged at "
+            f"{staged.staging_path}; unstage it there first"
+        )

@@ -1,0 +1,342 @@
+"""Volumes attached to guests of this host, and detached again: what `aoe-csi guest` calls.
+
+Each call looks, plans, does, and looks again; nothing is remembered but the record. A call that was killed anywhere is
+made again, or its opposite, and finds its way. A device is let go of only when no domain of this host has it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from aoe_core.attach.attacher import Attacher, open_attacher
+from aoe_core.attach.records import BlockUse
+from aoe_core.attach.staged import device_path
+from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
+from aoe_core.guests import plan
+from aoe_core.guests.admission import require_admissible, require_stage_for_guests
+from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
+from aoe_core.guests.host import GuestHost
+from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, records_of
+from aoe_core.guests.release import LET_GO_S, Tell, await_release, silently
+from aoe_core.host.blocking import BlockingCalls
+from aoe_core.host.contracts import Domain, DomainDisk
+from aoe_core.host.device_links import HostDeviceLinks
+from aoe_core.host.libvirt import LibvirtHypervisor
+from aoe_core.host.lock_files import LockFiles
+from aoe_core.locks import Locks
+from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
+from aoe_core.settings import Settings
+
+_ROUNDS = 8
+"""How often a call is planned anew because the domain changed under it; three are what a detach takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestDisk:
+    """A recorded disk as it is now. None: libvirt does not answer, so it is not known."""
+
+    record: GuestRecord
+    device: str
+    domain: Domain | None
+    """None also when the domain is gone."""
+    known: bool
+    """Whether libvirt answered."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the running guest has it."""
+        return self.domain is not None and find_disk(self.domain.live, self._alias) is not None
+
+    @property
+    def config(self) -> bool:
+        """Whether the domain starts with it."""
+        return self.domain is not None and find_disk(self.domain.config, self._alias) is not None
+
+    @property
+    def _alias(self) -> str:
+        return alias_of(self.record.attachment.serial)
+
+
+class GuestDisks:
+    """The disks of this host's guests."""
+
+    def __init__(self, settings: Settings, attacher: Attacher, host: GuestHost) -> None:
+        self._state = settings.state_directory
+        self._attacher = attacher
+        self._host = host
+        self._locks = Locks(host.locks)
+        self._records = GuestRecords(host.record_files)
+
+    # --- the calls ----------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        domain_name: str,
+        attachment: Attachment,
+        *,
+        mode: AccessMode = AccessMode.SINGLE_NODE_WRITER,
+        bus: Bus = Bus.VIRTIO,
+        tell: Tell = silently,
+    ) -> GuestRecord:
+        """Make a granted volume a disk of a domain, now if it runs and from its next start on if it has a
+        configuration; return the record, which has the target.
+
+        Raises: NotFound (no such domain), InUse (another domain's, or staged for something else), Conflict (there
+        otherwise, or its serial is taken), NoSpace (no free slot), what `Attacher.stage` raises, Busy, Unfinished.
+        """
+        volume_id = attachment.volume_id
+        with self._holding(volume_id):
+            domain = self._host.hypervisor.get_domain(domain_name)
+            earlier = self._records.find(volume_id)
+            users = self._users(volume_id, alias_of(attachment.serial), attachment)
+            require_admissible(domain, attachment, mode, bus, earlier=earlier, users=users)
+            self._require_stage_for_guests(volume_id)
+            if earlier is not None and not earlier.wanted:
+                # It may have been asked to let go, and would do so after we said that it has it.
+                await_release(self._host, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
+            record = self._recorded(domain, attachment, earlier, mode, bus)
+            self._attach(record, tell)
+            return record
+
+    def detach(self, domain_name: str, volume_id: VolumeId, *, wait_s: float = LET_GO_S, tell: Tell = silently) -> None:
+        """Take a volume from a domain and let go of its device; what is gone already is detached.
+
+        Raises: Conflict (it is another domain's), InUse (another domain has it too; still open), Unfinished (the guest
+        keeps it: call again), Unreachable (libvirt does not answer), Busy.
+        """
+        with self._holding(volume_id):
+            record = self._records.find(volume_id)
+            uuid = self._uuid_to_leave(domain_name, volume_id, record)
+            if record is not None and record.wanted:
+                self._records.put(msgspec.structs.replace(record, wanted=False))
+            alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
+            for _ in range(_ROUNDS):
+                steps = self._next_of_detach(volume_id, alias, uuid)
+                for action in steps:
+                    if isinstance(action, plan.AskGuest):
+                        await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
+                    else:
+                        self._do(action, volume_id, alias)
+                if plan.Drop() in steps:
+                    return
+            raise Unfinished(
+                f"disk {alias} of domain {domain_name} comes back each time it is taken out; see who does so"
+            )
+
+    def resize(self, domain_name: str, volume_id: VolumeId, size_bytes: int) -> int:
+        """Let the device and the running guest take the size that the volume has on its storage node; return the
+        device's bytes. Raises: NotFound, Conflict (another domain's), what `Attacher.expand` raises, Busy."""
+        with self._holding(volume_id):
+            record = self._records.find(volume_id)
+            if record is None or not record.wanted:
+                raise NotFound(f"volume {volume_id} is no disk of a guest of this host; attach it first")
+            domain = self._host.hypervisor.get_domain(record.domain_uuid)
+            if domain_name not in (domain.name, domain.uuid):
+                raise Conflict(f"volume {volume_id} is a disk of domain {domain.name}, not of {domain_name}")
+            grown_bytes = self._attacher.expand(volume_id, self.staging_path(volume_id), size_bytes)
+            disk = find_disk(domain.live, alias_of(record.attachment.serial))
+            if disk is not None:
+                self._host.hypervisor.resize(domain.uuid, disk.target, grown_bytes)
+            return grown_bytes
+
+    def list(self) -> tuple[GuestDisk, ...]:
+        """Return every recorded disk, and what libvirt says of it if it answers."""
+        known = True
+        domains: dict[str, Domain] = {}
+        try:
+            domains = {domain.uuid: domain for domain in self._host.hypervisor.domains()}
+        except (Unreachable, CommandFailed):
+            known = False
+        return tuple(
+            GuestDisk(
+                record=record,
+                device=device_path(record.attachment),
+                domain=domains.get(record.domain_uuid),
+                known=known,
+            )
+            for record in self._records.all()
+        )
+
+    # --- after a boot -------------------------------------------------------------------------------------------
+
+    def to_ready(self) -> tuple[VolumeId, ...]:
+        """Return the volumes that a domain may name as its disks: those wanted, and those not proven gone yet."""
+        linked = self._host.links.all()
+        return tuple(one.volume_id for one in self._records.all() if one.wanted or one.volume_id in linked)
+
+    def ready(self, volume_id: VolumeId) -> None:
+        """Bring a recorded volume's device and link back after a boot, without asking libvirt: its domains wait for
+        it. One that nobody wants any more is ready. Raises: what `Attacher.stage` raises, Busy."""
+        with self._holding(volume_id):
+            record = self._records.find(volume_id)
+            if record is not None:
+                self._stage(record)
+                self._link(record)
+
+    def staging_path(self, volume_id: VolumeId) -> str:
+        """Return where a guest's volume is staged: a path of its own, by which nobody else's is mistaken for it."""
+        return f"{self._state}/guests/staging/{volume_id}"
+
+    # --- before anything changes --------------------------------------------------------------------------------
+
+    def _require_stage_for_guests(self, volume_id: VolumeId) -> None:
+        records = self._attacher.present_records()
+        staged = next((one for one in records if one.attachment.volume_id == volume_id), None)
+        require_stage_for_guests(volume_id, staged, self.staging_path(volume_id))
+
+    def _recorded(
+        self, domain: Domain, attachment: Attachment, earlier: GuestRecord | None, mode: AccessMode, bus: Bus
+    ) -> GuestRecord:
+        """Choose a target, and write the record unless the disk is there as another. Two that attach to one domain must
+        not choose the same target."""
+        alias = alias_of(attachment.serial)
+        with self._locks.hold(f"targets of domain {domain.uuid}"):
+            domain = self._host.hypervisor.get_domain(domain.uuid)
+            disks = (*domain.live, *domain.config)
+            there = find_disk(disks, alias)
+            others = {disk.target for disk in disks if disk.alias != alias}
+            if there is not None:
+                target = there.target
+            elif earlier is not None and earlier.target not in others:
+                target = earlier.target
+            else:
+                records = self._records.all()
+                target = free_target(domain, bus, {one.target for one in records if one.domain_uuid == domain.uuid})
+            record = GuestRecord(
+                attachment=attachment,
+                domain_uuid=domain.uuid,
+                domain_name=domain.name,
+                bus=bus,
+                mode=mode,
+                target=target,
+                wanted=True,
+            )
+            plan.plan_attach(disk_of(record, self._host.links.path(record.volume_id)), domain)
+            self._records.put(record)
+            return record
+
+    def _uuid_to_leave(self, domain_name: str, volume_id: VolumeId, record: GuestRecord | None) -> str | None:
+        """Return the UUID of the domain that is to lose a volume, None when there is no such domain."""
+        if record is not None and domain_name in (record.domain_name, record.domain_uuid):
+            return record.domain_uuid
+        named = self._find_domain(domain_name)
+        if record is not None and (named is None or named.uuid != record.domain_uuid):
+            raise Conflict(
+                f"volume {volume_id} is a disk of domain {record.domain_name} ({record.domain_uuid}), not of "
+                f"{domain_name}; detach it there"
+            )
+        if record is None:
+            self._require_stage_for_guests(volume_id)
+        return named.uuid if named is not None else None
+
+    # --- doing --------------------------------------------------------------------------------------------------
+
+    def _attach(self, record: GuestRecord, tell: Tell) -> None:
+        disk = disk_of(record, self._host.links.path(record.volume_id))
+        refused: AoECsiError | None = None
+        for _ in range(_ROUNDS):
+            domain = self._host.hypervisor.get_domain(record.domain_uuid)
+            steps = plan.plan_attach(disk, domain)
+            if refused is not None and plan.is_attached(disk, domain):
+                return  # It was refused since the guest ended, or since somebody had done it.
+            try:
+                for action in steps:
+                    self._do(action, record.volume_id, disk.alias, record)
+            except (Conflict, InUse, CommandFailed, NotFound, NoSpace) as error:
+                if self._host.hypervisor.get_domain(record.domain_uuid) == domain:
+                    raise _explained(error, domain, disk) from error
+                refused = error
+                continue
+            domain = self._host.hypervisor.get_domain(record.domain_uuid)
+            if plan.is_attached(disk, domain):
+                return
+            tell(f"domain {domain.name} changed meanwhile; looking again")
+        raise Unfinished(
+            f"domain {record.domain_name} keeps changing while volume {record.volume_id} is attached "
+            f"({refused or 'its disk did not stay'}); call again"
+        )
+
+    def _next_of_detach(self, volume_id: VolumeId, alias: str, uuid: str | None) -> tuple[plan.Action, ...]:
+        domain = self._find_domain(uuid) if uuid is not None else None
+        steps = plan.plan_detach(alias, domain)
+        if plan.Unstage() not in steps:
+            return steps
+        # Everybody is asked only before the device goes: each domain's XML is a question of its own.
+        record = self._records.find(volume_id)
+        return plan.plan_detach(alias, domain, self._users(volume_id, alias, record.attachment if record else None))
+
+    def _do(self, action: plan.Action, volume_id: VolumeId, alias: str, record: GuestRecord | None = None) -> None:
+        match action:
+            case plan.Stage() if record is not None:
+                self._stage(record)
+            case plan.Link() if record is not None:
+                self._link(record)
+            case plan.AttachConfig(uuid=uuid, disk=disk):
+                self._host.hypervisor.attach_config(uuid, disk)
+            case plan.AttachLive(uuid=uuid, disk=disk):
+                self._host.hypervisor.attach_live(uuid, disk)
+            case plan.DetachConfig(uuid=uuid):
+                with suppress(NotFound):  # Somebody was quicker, or the domain is gone.
+                    self._host.hypervisor.detach_config(uuid, alias)
+            case plan.Unlink():
+                self._host.links.remove(volume_id)
+            case plan.Unstage():
+                self._attacher.unstage(volume_id, self.staging_path(volume_id))
+            case plan.Drop():
+                self._records.drop(volume_id)
+
+    def _stage(self, record: GuestRecord) -> None:
+        use = BlockUse(mode=record.mode, read_only=record.read_only)
+        self._attacher.stage(record.attachment, self.staging_path(record.volume_id), use)
+
+    def _link(self, record: GuestRecord) -> None:
+        device = device_path(record.attachment)
+        if self._host.links.all().get(record.volume_id) != device:
+            self._host.links.put(record.volume_id, device)
+
+    # --- parts --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _holding(self, volume_id: VolumeId) -> Iterator[None]:
+        with self._locks.hold(f"guest disk {volume_id}"):
+            yield
+
+    def _find_domain(self, domain: str) -> Domain | None:
+        try:
+            return self._host.hypervisor.get_domain(domain)
+        except NotFound:
+            return None
+
+    def _users(self, volume_id: VolumeId, alias: str, attachment: Attachment | None) -> tuple[Domain, ...]:
+        """Return every domain that has the volume, by its alias, its link or its device."""
+        sources = {self._host.links.path(volume_id), *([device_path(attachment)] if attachment else [])}
+        return users_of(self._host.hypervisor.domains(), alias, sources)
+
+
+def _explained(error: AoECsiError, domain: Domain, disk: DomainDisk) -> AoECsiError:
+    """Return a refusal with its remedy."""
+    if isinstance(error, NoSpace):
+        return NoSpace(
+            f"the running guest {domain.name} has no free PCI slot for {disk.target}; it has the disk from its next "
+            "start on, and takes further ones while it runs once its domain has more "
+            "<controller type='pci' model='pcie-root-port'/>; or detach the volume again"
+        )
+    return error
+
+
+def open_guest_disks(settings: Settings) -> GuestDisks:
+    """Return the guests' disks of this machine, made of its real parts."""
+    state_directory = Path(settings.state_directory)
+    host = GuestHost(
+        hypervisor=LibvirtHypervisor(BlockingCalls()),
+        links=HostDeviceLinks(state_directory),
+        record_files=records_of(state_directory),
+        locks=LockFiles(),
+        now_s=time.monotonic,
+        sleep=time.sleep,
+    )
+    return GuestDisks(settings, open_attacher(settings), host)

@@ -1,0 +1,54 @@
+"""A running guest lets go of a disk: asked, and awaited.
+
+Awaited by looking at its XML and not by libvirt's events: an event is lost with the process that waits for it, or with
+a daemon that restarts; what the XML says is not. So it costs a look a second, and needs no thread of its own.
+"""
+
+from collections.abc import Callable
+
+from aoe_core.errors import CommandFailed, InUse, NotFound, Unfinished
+from aoe_core.guests.disk import find_disk
+from aoe_core.guests.host import GuestHost
+
+LET_GO_S = 160.0
+"""How long a guest may take before the caller is told: eight requests of 20 s, as Nova has it."""
+_ASK_AGAIN_S = 20.0
+"""A guest that was still booting has lost the first request; QEMU takes another one after some seconds."""
+_LOOK_S = 1.0
+Tell = Callable[[str], None]
+"""Takes a line for the person who waits."""
+
+
+def silently(_: str) -> None:
+    """Tell nobody."""
+
+
+def await_release(host: GuestHost, uuid: str, alias: str, *, wait_s: float = LET_GO_S, tell: Tell = silently) -> None:
+    """Ask a guest to let go of a disk until it has, or has ended, or is gone.
+
+    Raises: Unfinished when it still has it after `wait_s`; Unreachable when libvirt does not answer.
+    """
+    ends_s, asked_s, refusal = host.now_s() + wait_s, None, ""
+    while True:
+        try:
+            domain = host.hypervisor.get_domain(uuid)
+        except NotFound:
+            return
+        disk, now_s = find_disk(domain.live, alias), host.now_s()
+        if disk is None:
+            return
+        if now_s >= ends_s:
+            raise Unfinished(
+                f"guest {domain.name} keeps disk {disk.target} ({alias}) after {wait_s:g} s{refusal}; unmount it there "
+                "and see that the guest's system runs, or shut the guest down, then call again"
+            )
+        if asked_s is None or now_s - asked_s >= _ASK_AGAIN_S:
+            tell(f"waiting for guest {domain.name} to let go of {disk.target}, for at most {ends_s - now_s:.0f} s")
+            asked_s = now_s
+            try:
+                host.hypervisor.ask_to_detach(uuid, alias)
+            except (NotFound, InUse):
+                continue  # It let go or ended this moment: the next look says which.
+            except CommandFailed as error:
+                refusal = f" (libvirt: {error})"  # Perhaps it is at it already.
+        host.sleep(_LOOK_S)

@@ -1,0 +1,647 @@
+"""Volumes as disks of guests: killed between any two steps and made again or turned round; and every bad ending.
+
+The fakes' guests hold their devices open and let go when they like, so a device that is let go of too early, or a link
+that leads away from a running guest, is seen at once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE, Cluster
+from tests.simulated.guest_cluster import GuestCluster
+from tests.simulated.test_kill_sweep import (
+    DEATHS,
+    Life,
+    Operation,
+    boundaries,
+    die_and_carry_on,
+    kill,
+    live_until_death,
+)
+
+from aoe_core.attach.records import BlockUse, FilesystemUse
+from aoe_core.errors import (
+    AoECsiError,
+    Busy,
+    CommandFailed,
+    Conflict,
+    InUse,
+    Invalid,
+    NoSpace,
+    NotFound,
+    Unfinished,
+    Unreachable,
+)
+from aoe_core.fakes.hypervisor import Unplug
+from aoe_core.fakes.world import Step
+from aoe_core.guests.disk import alias_of
+from aoe_core.guests.readiness import ready_all
+from aoe_core.guests.records import Bus
+from aoe_core.host.contracts import DomainDisk
+from aoe_core.model import AccessMode, Attachment, NodeName, PoolName, VolumeId, VolumeSpec, serial_of
+from aoe_core.units import MIB
+from aoe_lab.evidence import Evidence
+
+VOLUME = VolumeId("vol")
+SECOND = VolumeId("second")
+NODE, OTHER_NODE = COMPUTE_NODES
+SIZE_BYTES, GROWN_BYTES = 12 * MIB, 20 * MIB
+READ = AccessMode.SINGLE_NODE_READER_ONLY
+ALIAS = alias_of(serial_of(VOLUME))
+
+
+def spec(volume_id: VolumeId = VOLUME) -> VolumeSpec:
+    return VolumeSpec(volume_id=volume_id, pool=PoolName("thick"), size_bytes=SIZE_BYTES)
+
+
+# --- the sweep ------------------------------------------------------------------------------------------------------
+
+
+def of_guests(act: Callable[[GuestCluster], object]) -> Callable[[Cluster], object]:
+    def on_cluster(one: Cluster) -> object:
+        assert isinstance(one, GuestCluster)
+        return act(one)
+
+    return on_cluster
+
+
+def guest_life(node: NodeName = NODE, *, running: bool = True) -> Life:
+    """Return the life of a volume that is a guest's disk, with writes and a growth in it."""
+
+    def run(one: GuestCluster) -> None:
+        """A guest that is to run does, whatever befell its machine."""
+        if running and not one.guest[node].running:
+            one.compute[node].hypervisor.start(one.guest[node])
+
+    def create(one: GuestCluster) -> None:
+        one.engine.create_volume(spec())
+
+    def attach(one: GuestCluster) -> None:
+        if not running and one.guest[node].running:
+            one.guest[node].autostart = False
+            one.compute[node].hypervisor.stop(one.guest[node])
+        one.attach(VOLUME, node)
+        guest = one.guest[node]
+        assert [disk.alias for disk in guest.config.values()] == [ALIAS]
+        assert bool(guest.live) == guest.running
+
+    def write(one: GuestCluster) -> None:
+        run(one)
+        if running:
+            one.compute[node].hypervisor.write(one.guest[node], one.target(node), MIB, b"written")
+
+    def resize(one: GuestCluster) -> None:
+        run(one)
+        one.engine.expand_volume(VOLUME, GROWN_BYTES)
+        assert one.disks[node].resize("g1", VOLUME, GROWN_BYTES) == GROWN_BYTES
+        if running:
+            assert one.guest[node].sizes[one.target(node)] == GROWN_BYTES
+
+    def check(one: GuestCluster) -> None:
+        run(one)
+        if running:
+            assert one.compute[node].hypervisor.read(one.guest[node], one.target(node), MIB, 7) == b"written"
+
+    def turn_round(one: GuestCluster) -> None:
+        """Out and in again: what a killed detach left is what the attach finds."""
+        one.disks[node].detach("g1", VOLUME)
+        one.attach(VOLUME, node)
+
+    place = " of its own machine" if node == STORAGE_NODE else ""
+    return Life(
+        name=f"a disk of a guest that {'runs' if running else 'is off'}{place}",
+        same_host=node == STORAGE_NODE,
+        kind=GuestCluster,
+        operations=(
+            Operation(name="create", act=of_guests(create)),
+            Operation(name="attach", act=of_guests(attach)),
+            Operation(name="write", act=of_guests(write)),
+            Operation(name="resize", act=of_guests(resize)),
+            Operation(name="check", act=of_guests(check)),
+            Operation(name="turn round", act=of_guests(turn_round)),
+            Operation(name="detach", act=of_guests(lambda one: one.detach(VOLUME, node))),
+            Operation(name="sweep", act=lambda one: one.attachers[node].tend()),
+            Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
+        ),
+        undo_from=6,
+    )
+
+
+LIVES = (guest_life(), guest_life(running=False), guest_life(STORAGE_NODE))
+SWEPT = ("attach", "resize", "turn round", "detach")
+
+
+@pytest.mark.parametrize("operation", SWEPT)
+@pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name.replace(" ", "-"))
+def test_a_call_killed_anywhere_converges_in_either_direction(life: Life, operation: str, evidence: Evidence) -> None:
+    position = [one.name for one in life.operations].index(operation)
+    total = boundaries(life, position)
+    for boundary in range(1, total + 1):
+        for death in DEATHS:
+            for abandon in (False, True):
+                try:
+                    die_and_carry_on(life, position, boundary, death, abandon=abandon)
+                except BaseException as error:
+                    way = "turned round" if abandon else "asked again"
+                    error.add_note(f"{death.__name__} at boundary {boundary} of {total} of {operation}, {way}")
+                    raise
+    evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")
+
+
+def test_control_without_carrying_on_most_deaths_in_detach_leave_something(evidence: Evidence) -> None:
+    """The protection off: nobody asks again."""
+    life = LIVES[0]
+    position = [one.name for one in life.operations].index("detach")
+    total, left = boundaries(life, position), 0
+    for boundary in range(1, total + 1):
+        cluster = live_until_death(life, position, boundary, kill)
+        assert isinstance(cluster, GuestCluster)
+        try:
+            cluster.check_no_guest_disk_left()
+        except AssertionError:
+            left += 1
+    assert 0 < left < total  # The last ones come when only the grant is to be revoked.
+    evidence(f"control: {left} of {total} deaths in detach left something of the disk where nobody carried on")
+
+
+# --- one guest, one volume ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster() -> GuestCluster:
+    made = GuestCluster()
+    made.engine.create_volume(spec())
+    return made
+
+
+@pytest.fixture
+def attached(cluster: GuestCluster) -> GuestCluster:
+    """A cluster whose guest has the volume and has written to it."""
+    cluster.attach(VOLUME, NODE)
+    cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", MIB, b"written")
+    return cluster
+
+
+def read_back(cluster: GuestCluster) -> bytes:
+    return cluster.compute[NODE].hypervisor.read(cluster.guest[NODE], cluster.target(NODE), MIB, 7)
+
+
+def gone(cluster: GuestCluster) -> None:
+    """Prove that a detach has left nothing."""
+    cluster.attachers[NODE].tend()
+    cluster.engine.delete_volume(VOLUME)
+    cluster.check_nothing_left()
+
+
+def test_a_running_guest_has_the_disk_by_a_stable_link_now_and_at_its_next_start(attached: GuestCluster) -> None:
+    (live,) = attached.guest[NODE].live.values()
+    (config,) = attached.guest[NODE].config.values()
+    assert live == config
+    assert (live.target, live.bus, live.serial, live.alias) == ("vdb", "virtio", serial_of(VOLUME), ALIAS)
+    assert live.source == "/var/lib/aoe-csi/guests/disks/vol"
+    assert not live.read_only
+    attached.attach(VOLUME, NODE)
+    assert list(attached.guest[NODE].live.values()) == [live]
+    attached.detach(VOLUME, NODE)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_twenty_rounds_leak_nothing(cluster: GuestCluster) -> None:
+    for _ in range(20):
+        cluster.attach(VOLUME, NODE)
+        assert cluster.target(NODE) == "vdb"
+        cluster.detach(VOLUME, NODE)
+        cluster.check_no_guest_disk_left()
+    gone(cluster)
+
+
+def test_a_read_only_disk_cannot_be_written(cluster: GuestCluster) -> None:
+    cluster.attach(VOLUME, NODE, mode=READ)
+    with pytest.raises(CommandFailed, match="read-only"):
+        cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", 0, b"no")
+    assert all(file.writable is False for file in cluster.held(VOLUME))
+    cluster.detach(VOLUME, NODE)
+    gone(cluster)
+
+
+def test_a_disk_grows_under_a_running_guest_and_one_that_is_off_needs_nothing(attached: GuestCluster) -> None:
+    attached.engine.expand_volume(VOLUME, GROWN_BYTES)
+    assert attached.guest[NODE].sizes["vdb"] == SIZE_BYTES
+    attached.disks[NODE].resize("g1", VOLUME, GROWN_BYTES)
+    assert attached.guest[NODE].sizes["vdb"] == GROWN_BYTES
+    attached.compute[NODE].hypervisor.stop(attached.guest[NODE])
+    attached.engine.expand_volume(VOLUME, GROWN_BYTES + 4 * MIB)
+    attached.disks[NODE].resize("g1", VOLUME, GROWN_BYTES + 4 * MIB)
+    attached.compute[NODE].hypervisor.start(attached.guest[NODE])
+    assert attached.guest[NODE].sizes["vdb"] == GROWN_BYTES + 4 * MIB
+
+
+def test_a_size_that_the_storage_node_has_not_is_not_told_to_the_guest(attached: GuestCluster) -> None:
+    with pytest.raises(Unreachable, match="is to have at least"):
+        attached.disks[NODE].resize("g1", VOLUME, GROWN_BYTES)
+    assert attached.guest[NODE].sizes["vdb"] == SIZE_BYTES
+
+
+def test_a_second_volume_gets_another_target(attached: GuestCluster) -> None:
+    attached.engine.create_volume(spec(SECOND))
+    attached.attach(SECOND, NODE)
+    assert sorted(attached.guest[NODE].live) == ["vdb", "vdc"]
+
+
+def test_a_target_is_not_chosen_twice_while_the_first_is_not_yet_in_the_domain(cluster: GuestCluster) -> None:
+    """Its record alone says that it is taken."""
+    cluster.engine.create_volume(spec(SECOND))
+
+    def die(step: Step) -> None:
+        if step.name.startswith("libvirt attach"):
+            step.process.kill()
+
+    cluster.world.on_step = die
+    with pytest.raises(BaseException, match="guest command"):
+        cluster.attach(VOLUME, NODE)
+    cluster.world.on_step = None
+    cluster.disks[NODE] = cluster.new_command(NODE)
+    cluster.attach(SECOND, NODE)
+    cluster.attach(VOLUME, NODE)
+    assert {disk.serial: target for target, disk in cluster.guest[NODE].live.items()} == {
+        serial_of(SECOND): "vdc",
+        serial_of(VOLUME): "vdb",
+    }
+
+
+# --- refusals: nothing is done, and the remedy is said ----------------------------------------------------------------
+
+
+def refused(cluster: GuestCluster, error: type[AoECsiError], words: str, act: Callable[[], object]) -> None:
+    """Prove that something is refused and leaves records, links and domains as they are."""
+    machine = cluster.compute[NODE]
+
+    def state() -> object:
+        records = {name: dict(machine.record_directory(name).seen) for name in ("guests", "staged")}
+        domains = [(one.name, dict(one.live), dict(one.config)) for one in machine.hypervisor.guests.values()]
+        return records, cluster.disks[NODE].list(), domains
+
+    before = state()
+    with pytest.raises(AoECsiError, match=words) as caught:
+        act()
+    assert type(caught.value) is error
+    assert state() == before
+
+
+def test_a_missing_domain_is_refused(cluster: GuestCluster) -> None:
+    attachment = granted(cluster)
+    refused(cluster, NotFound, "no domain 'nobody'", lambda: cluster.disks[NODE].attach("nobody", attachment))
+
+
+def granted(cluster: GuestCluster, *, read_only: bool = False) -> Attachment:
+    return cluster.engine.publish(
+        VOLUME,
+        cluster.identity(NODE),
+        READ if read_only else AccessMode.SINGLE_NODE_WRITER,
+        read_only=read_only,
+        block=True,
+    )
+
+
+def test_a_volume_of_another_domain_is_refused_and_so_is_taking_it_from_there_by_a_wrong_name(
+    attached: GuestCluster,
+) -> None:
+    attached.compute[NODE].hypervisor.define("g2")
+    attachment = attached.attachments[VOLUME, NODE]
+    disks = attached.disks[NODE]
+    refused(attached, InUse, "a disk of domain g1 .* detach it there", lambda: disks.attach("g2", attachment))
+    refused(attached, Conflict, "a disk of domain g1", lambda: disks.detach("g2", VOLUME))
+    refused(attached, Conflict, "a disk of domain g1", lambda: disks.detach("nobody", VOLUME))
+    refused(attached, Conflict, "of domain g1, not of g2", lambda: disks.resize("g2", VOLUME, GROWN_BYTES))
+
+
+def test_a_volume_that_somebody_put_into_another_domain_by_hand_is_refused(cluster: GuestCluster) -> None:
+    attachment = granted(cluster)
+    other = cluster.compute[NODE].hypervisor.define("g2")
+    for source in ("/var/lib/aoe-csi/guests/disks/vol", f"/dev/etherd/{attachment.address}"):
+        other.config = {"vdc": DomainDisk(target="vdc", bus="virtio", source=source)}
+        refused(cluster, InUse, "named as a disk by domain g2", lambda: cluster.disks[NODE].attach("g1", attachment))
+
+
+def test_two_machines_cannot_have_one_volume_for_writing(attached: GuestCluster) -> None:
+    with pytest.raises(InUse):
+        attached.attach(VOLUME, OTHER_NODE)
+    assert attached.guest[OTHER_NODE].live == {}
+    assert attached.records(OTHER_NODE).all() == ()
+
+
+def test_another_mode_or_bus_than_it_has_is_refused(attached: GuestCluster) -> None:
+    attachment = attached.attachments[VOLUME, NODE]
+    disks = attached.disks[NODE]
+    refused(attached, Conflict, "detach it first", lambda: disks.attach("g1", attachment, mode=READ))
+    refused(attached, Conflict, "detach it first", lambda: disks.attach("g1", attachment, bus=Bus.SCSI))
+
+
+def test_a_grant_for_reading_is_not_attached_for_writing(cluster: GuestCluster) -> None:
+    attachment = granted(cluster, read_only=True)
+    refused(cluster, Invalid, "for reading only", lambda: cluster.disks[NODE].attach("g1", attachment))
+
+
+def test_a_serial_of_somebody_elses_disk_is_refused(cluster: GuestCluster) -> None:
+    attachment = granted(cluster)
+    cluster.guest[NODE].config = {"vdc": DomainDisk(target="vdc", bus="virtio", serial=attachment.serial)}
+    refused(cluster, Conflict, "take that disk away", lambda: cluster.disks[NODE].attach("g1", attachment))
+
+
+def test_our_alias_on_another_source_is_refused(cluster: GuestCluster) -> None:
+    attachment = granted(cluster)
+    cluster.guest[NODE].config = {"vdc": DomainDisk(target="vdc", bus="virtio", source="/x", alias=ALIAS)}
+    refused(cluster, Conflict, "has disk ua-aoe", lambda: cluster.disks[NODE].attach("g1", attachment))
+
+
+@pytest.mark.parametrize("use", [BlockUse(mode=AccessMode.SINGLE_NODE_WRITER), FilesystemUse(mode=READ)])
+def test_a_volume_that_is_staged_for_something_else_is_refused_both_ways(
+    cluster: GuestCluster, use: BlockUse | FilesystemUse
+) -> None:
+    attachment = granted(cluster)
+    if isinstance(use, FilesystemUse):
+        use = FilesystemUse(mode=AccessMode.SINGLE_NODE_WRITER)
+    cluster.attachers[NODE].stage(attachment, "/var/lib/kubelet/vol", use)
+    disks = cluster.disks[NODE]
+    refused(cluster, InUse, "staged at /var/lib/kubelet/vol", lambda: disks.attach("g1", attachment))
+    refused(cluster, InUse, "staged at /var/lib/kubelet/vol", lambda: disks.detach("g1", VOLUME))
+
+
+def test_a_guest_without_a_free_slot_is_told_of_and_has_the_disk_at_its_next_start(cluster: GuestCluster) -> None:
+    guest, hypervisor = cluster.guest[NODE], cluster.compute[NODE].hypervisor
+    guest.slots = 0
+    with pytest.raises(NoSpace, match="pcie-root-port"):
+        cluster.attach(VOLUME, NODE)
+    assert guest.live == {}
+    hypervisor.stop(guest)
+    hypervisor.start(guest)
+    cluster.attach(VOLUME, NODE)
+    assert cluster.target(NODE) == "vdb"
+    cluster.detach(VOLUME, NODE)
+    gone(cluster)
+
+
+def test_a_libvirt_that_is_away_proves_nothing(attached: GuestCluster) -> None:
+    hypervisor = attached.compute[NODE].hypervisor
+    hypervisor.answers = False
+    attachment, disks = attached.attachments[VOLUME, NODE], attached.disks[NODE]
+    with pytest.raises(Unreachable):
+        disks.attach("g1", attachment)
+    with pytest.raises(Unreachable):
+        disks.detach("g1", VOLUME)
+    (shown,) = disks.list()
+    assert not shown.known
+    assert attached.is_staged(VOLUME, NODE)
+    hypervisor.answers = True
+    assert read_back(attached) == b"written"
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_call_beside_another_one_on_the_same_volume_is_refused(cluster: GuestCluster) -> None:
+    outcomes: list[type[BaseException] | None] = []
+    command = cluster.disks_of(NODE, cluster.compute[NODE].start_process("second command"))
+    attachment = granted(cluster)
+
+    def interfere(step: Step) -> None:
+        if step.name.startswith("libvirt attach"):
+            cluster.world.on_step = None
+            for act in (lambda: command.attach("g1", attachment), lambda: command.detach("g1", VOLUME)):
+                with pytest.raises(Busy):
+                    act()
+                outcomes.append(Busy)
+
+    cluster.world.on_step = interfere
+    cluster.disks[NODE].attach("g1", attachment)
+    assert outcomes == [Busy, Busy]
+
+
+# --- guests that do as they like --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unplug", [Unplug.IGNORES, Unplug.REFUSES])
+def test_a_guest_that_keeps_its_disk_keeps_its_device_and_the_next_call_goes_on(
+    attached: GuestCluster, unplug: Unplug
+) -> None:
+    guest, machine = attached.guest[NODE], attached.compute[NODE]
+    guest.unplug = unplug
+    said: list[str] = []
+    for _ in range(2):
+        with pytest.raises(Unfinished, match="shut the guest down"):
+            attached.disks[NODE].detach("g1", VOLUME, tell=said.append)
+        assert read_back(attached) == b"written"
+        assert attached.is_staged(VOLUME, NODE)
+        assert guest.config == {}
+    assert "waiting for guest g1" in said[0]
+    assert len(said) >= 2 * 8, "it is asked again now and then"
+    machine.hypervisor.listens(guest)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_guest_that_keeps_its_disk_gives_it_up_when_it_ends(attached: GuestCluster) -> None:
+    attached.guest[NODE].unplug = Unplug.IGNORES
+    with pytest.raises(Unfinished):
+        attached.disks[NODE].detach("g1", VOLUME)
+    attached.compute[NODE].hypervisor.stop(attached.guest[NODE])
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_detach_is_not_turned_round_before_the_guest_has_answered(attached: GuestCluster) -> None:
+    """It might let go after it was said to have the disk."""
+    guest, hypervisor = attached.guest[NODE], attached.compute[NODE].hypervisor
+    guest.unplug = Unplug.IGNORES
+    with pytest.raises(Unfinished):
+        attached.disks[NODE].detach("g1", VOLUME, wait_s=5)
+    with pytest.raises(Unfinished):
+        attached.attach(VOLUME, NODE)
+    hypervisor.listens(guest)
+    attached.attach(VOLUME, NODE)
+    attached.world.clock.sleep(600)
+    assert read_back(attached) == b"written"
+    assert ALIAS in {disk.alias for disk in guest.config.values()}
+
+
+def test_the_device_is_not_let_go_of_while_another_domain_names_it(attached: GuestCluster) -> None:
+    """A clone of the domain, say: it would start with whatever is at that address then."""
+    other = attached.compute[NODE].hypervisor.define("clone")
+    other.config = dict(attached.guest[NODE].config)
+    with pytest.raises(InUse, match="domain clone"):
+        attached.disks[NODE].detach("g1", VOLUME)
+    assert attached.is_staged(VOLUME, NODE)
+    assert attached.disks[NODE].to_ready() == (VOLUME,)
+    other.config.clear()
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+@pytest.mark.parametrize("ending", ["stop", "transient", "undefine"])
+@pytest.mark.parametrize("when", ["config", "live"])
+def test_a_guest_that_ends_while_it_is_attached_to(cluster: GuestCluster, ending: str, when: str) -> None:
+    """Before and after each of libvirt's steps: the call says what is so, and both ways go on from there."""
+    hypervisor, guest = cluster.compute[NODE].hypervisor, cluster.guest[NODE]
+    for after in (False, True):
+        if not guest.running:
+            hypervisor.guests[guest.uuid] = guest
+            guest.persistent = True
+            hypervisor.start(guest)
+
+        def end(step: Step, after: bool = after) -> None:
+            if step.name == f"libvirt attach vdb {when}" and step.after == after:
+                cluster.world.on_step = None
+                if ending != "stop":
+                    hypervisor.undefine(guest)
+                if ending != "undefine":
+                    hypervisor.stop(guest)
+
+        cluster.world.on_step = end
+        try:
+            cluster.attach(VOLUME, NODE)
+        except (NotFound, InUse, CommandFailed):
+            assert ending != "stop", "a guest that merely ended has its disk at its next start"
+        cluster.world.on_step = None
+        if ending == "stop":
+            assert list(guest.config) == ["vdb"]
+            hypervisor.start(guest)
+            assert cluster.target(NODE) == "vdb"
+        cluster.detach(VOLUME, NODE)
+        cluster.check_no_guest_disk_left()
+    gone(cluster)
+
+
+def test_a_domain_that_is_renamed_is_known_by_its_uuid(attached: GuestCluster) -> None:
+    attached.guest[NODE].name = "renamed"
+    attached.disks[NODE].attach("renamed", attached.attachments[VOLUME, NODE])
+    (shown,) = attached.disks[NODE].list()
+    assert shown.record.domain_name == "renamed"
+    assert shown.live
+    assert shown.config
+    attached.guest[NODE].name = "g1"
+    attached.disks[NODE].detach("g1", VOLUME)
+    attached.engine.unpublish(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_domain_that_was_made_anew_under_its_name_is_another_one(attached: GuestCluster) -> None:
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    hypervisor.stop(guest)
+    hypervisor.undefine(guest)
+    attached.guest[NODE] = hypervisor.define("g1")
+    attachment = attached.attachments[VOLUME, NODE]
+    refused(attached, InUse, "detach it there", lambda: attached.disks[NODE].attach("g1", attachment))
+    attached.detach(VOLUME, NODE)
+    attached.attach(VOLUME, NODE)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_record_that_is_lost_does_not_keep_a_disk_from_being_detached(attached: GuestCluster) -> None:
+    """Alias, link and staging path are derived from the volume."""
+    directory = attached.compute[NODE].record_directory("guests")
+    directory.seen.clear()
+    directory.sync()
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+# --- machines that end ------------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_reboots_has_its_devices_before_its_guests_start(attached: GuestCluster) -> None:
+    attached.world.power_loss(NODE)
+    attached.restart()
+    assert attached.guest[NODE].running
+    assert read_back(attached) == b"written"
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_after_a_new_grant_the_link_leads_to_the_new_address(attached: GuestCluster) -> None:
+    """Revoked while the host was off: the domain still names the volume, and the address it had is another's."""
+    former = attached.attachments[VOLUME, NODE].address
+    attached.world.power_loss(NODE)
+    attached.engine.unpublish(VOLUME, NODE)
+    machine = attached.compute[NODE]
+    machine.boot()
+    attached.disks[NODE] = attached.new_command(NODE)
+    attached.attach(VOLUME, NODE)
+    assert attached.attachments[VOLUME, NODE].address != former
+    machine.hypervisor.start(attached.guest[NODE])
+    assert read_back(attached) == b"written"
+
+
+def test_control_without_readying_a_guest_of_a_host_that_reboots_does_not_start(attached: GuestCluster) -> None:
+    attached.world.power_loss(NODE)
+    machine = attached.compute[NODE]
+    machine.boot()
+    assert machine.hypervisor.autostart() == ("g1",)
+
+
+def test_a_silent_target_holds_the_boot_for_a_bounded_time_and_only_its_own_guest(attached: GuestCluster) -> None:
+    attached.engine.create_volume(spec(SECOND))
+    attached.world.power_loss(NODE)
+    attached.world.power_loss(STORAGE_NODE)
+    machine = attached.compute[NODE]
+    machine.boot()
+    attached.disks[NODE] = attached.new_command(NODE)
+    process = machine.start_process("ready")
+    outcomes = ready_all(attached.disks_of(NODE, process), attached.attacher_of(NODE, process), limit_s=1.0)
+    assert [one.volume_id for one in outcomes] == [VOLUME]
+    assert "nobody answers" in outcomes[0].problem
+    other = machine.hypervisor.define("without-volumes", autostart=True)
+    assert machine.hypervisor.autostart() == ("g1",)
+    assert other.running
+    # When the storage machine is back the same command readies it, and a person starts the guest.
+    attached.world.boot(STORAGE_NODE)
+    process = machine.start_process("ready again")
+    assert (
+        ready_all(attached.disks_of(NODE, process), attached.attacher_of(NODE, process), limit_s=5.0)[0].problem == ""
+    )
+    machine.hypervisor.start(attached.guest[NODE])
+    assert read_back(attached) == b"written"
+
+
+def test_what_is_half_detached_is_ready_for_the_domain_that_still_names_it(attached: GuestCluster) -> None:
+    """Killed after it was marked as ending and before the configuration lost it, then the host reboots."""
+
+    def die(step: Step) -> None:
+        if step.name.startswith("libvirt detach"):
+            step.process.kill()
+
+    attached.world.on_step = die
+    with pytest.raises(BaseException, match="guest command"):
+        attached.detach(VOLUME, NODE)
+    attached.world.on_step = None
+    attached.world.power_loss(NODE)
+    attached.restart()
+    assert attached.guest[NODE].running
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_storage_machine_that_reboots_stalls_the_guest_and_loses_nothing(attached: GuestCluster) -> None:
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    waiting = b"w" * 4096
+    attached.world.power_loss(STORAGE_NODE)
+    with pytest.raises(Unfinished):
+        hypervisor.write(guest, "vdb", 2 * MIB, waiting)
+    attached.world.clock.sleep(120)
+    attached.world.boot(STORAGE_NODE)
+    attached.restart()
+    assert read_back(attached) == b"written"
+    assert hypervisor.read(guest, "vdb", 2 * MIB, len(waiting)) == waiting
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_detach_needs_no_storage_machine_and_the_grant_goes_when_it_is_back(attached: GuestCluster) -> None:
+    attached.world.power_loss(STORAGE_NODE)
+    attached.disks[NODE].detach("g1", VOLUME)
+    attached.check_no_guest_disk_left()
+    attached.restart()
+    attached.persist("revoking", partial(attached.engine.unpublish, VOLUME, NODE))
+    attached.persist("sweeping", attached.attachers[NODE].tend)
+    gone(attached)
