@@ -1,4 +1,8 @@
-"""Sizes: bytes in, words out. Every size in this project is an `int` named `…_bytes`."""
+"""Sizes: bytes in, words out, and back. Every size in this project is an `int` named `…_bytes`."""
+
+import re
+
+from aoe_core.errors import Invalid
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -21,3 +25,12 @@ def format_bytes(size_bytes: int) -> str:
             whole, rest = divmod(size_bytes, step_bytes)
             return f"{whole} {name}" if rest == 0 else f"{size_bytes / step_bytes:.1f} {name}"
     return f"{size_bytes} B"
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes of a size as people write it: `1073741824`, `1GiB`, `1 GiB`, `1g`. Raises: Invalid."""
+    match = re.fullmatch(r"(\d{1,20})\s*(?:([KMGT])(?:iB)?|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise Invalid(f"{text[:40]!r} is no size; write a number of bytes, or one with KiB, MiB, GiB or TiB")
+    step_bytes = next((step for step, name in _STEPS if match[2] and name.startswith(match[2].upper())), 1)
+    return int(match[1]) * step_bytes

@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(prog="aoe-csi", description="Block storage from LVM and ATA over Ethernet, by CSI.")
     top.add_argument("--version", action="version", version=f"aoe-csi {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--log-format", choices=("text", "json"), default="text")
-    shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    shared = _logging(level="info")
     configured = argparse.ArgumentParser(add_help=False)
     configured.add_argument(
         "--config", type=Path, default=configuration.DEFAULT_PATH, metavar="PATH", help="default: %(default)s"
@@ -71,7 +69,27 @@ def parser() -> argparse.ArgumentParser:
             _add_cluster_words(command)
         if name == "prepare-host":
             command.add_argument("--check", action="store_true", help="change nothing, say what differs")
+    # For people: what they wait for is said, and what the host did is told from --log-level info on.
+    _add_guest(commands, [_logging(level="warning"), configured])
     return top
+
+
+def _logging(*, level: str) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--log-format", choices=("text", "json"), default="text")
+    parent.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default=level)
+    return parent
+
+
+def _add_guest(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
+) -> None:
+    words = "attach volumes to libvirt guests of this machine"
+    command = commands.add_parser("guest", help=words, description=words)
+    command.set_defaults(act=_guest)
+    from aoe_csi import guest_arguments
+
+    guest_arguments.add_arguments(command, parents)
 
 
 def _add_cluster_words(command: argparse.ArgumentParser) -> None:
@@ -241,8 +259,17 @@ def _prepare(options: argparse.Namespace) -> int:
     return ATTENTION if differs else OK
 
 
+def _guest(options: argparse.Namespace) -> int:
+    _disable_fork_support()
+    from aoe_csi import guest
+
+    here = guest.open_here(configuration.read(options.config))
+    return OK if guest.ACTS[options.guest_act](options, here, _say) else ATTENTION
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -94,6 +94,11 @@ def parse_capability(message: csi.VolumeCapability) -> Capability:
     )
 
 
+def access_mode(mode: AccessMode) -> csi.VolumeCapability.AccessMode.Mode.ValueType:
+    """Return CSI's number of a mode."""
+    return next(number for number, ours in _MODES.items() if ours is mode)
+
+
 def parse_capabilities(messages: Iterable[csi.VolumeCapability]) -> tuple[Capability, ...]:
     """Return the capabilities one volume must have. Raises: Invalid when there is none, or no volume can have all."""
     capabilities = tuple(parse_capability(message) for message in messages)

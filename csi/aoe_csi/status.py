@@ -1,4 +1,5 @@
-"""What `aoe-csi status` prints: one machine's pools, volumes, exports, grants, staged devices and orphans.
+"""What `aoe-csi status` prints: one machine's pools, volumes, exports, grants, staged devices and orphans. And what
+`aoe-csi guest list` does: guests' disks.
 
 Plain values in, text or JSON out; it asks nobody and changes nothing.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from aoe_core.attach.records import BlockUse, StageRecord
+from aoe_core.guests.guest_disks import GuestDisk
 from aoe_core.host.exports import ExportFile, ExportState
 from aoe_core.model import Grant, Volume
 from aoe_core.units import format_bytes
@@ -75,6 +77,21 @@ class StagedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRow:
+    """A volume that is, or is to be, a disk of a guest."""
+
+    volume: str
+    domain: str
+    target: str
+    bus: str
+    read_only: bool
+    device: str
+    live: str
+    config: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrphanRow:
     """Something of ours that nothing wants any more; it is reported and never removed unasked."""
 
@@ -83,7 +100,7 @@ class OrphanRow:
     fact: str
 
 
-Row = PoolRow | VolumeRow | ExportRow | GrantRow | StagedRow | OrphanRow
+Row = PoolRow | VolumeRow | ExportRow | GrantRow | StagedRow | GuestRow | OrphanRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +113,7 @@ class HostReport:
     exports: tuple[ExportRow, ...] | None = None
     grants: tuple[GrantRow, ...] | None = None
     staged: tuple[StagedRow, ...] | None = None
+    guests: tuple[GuestRow, ...] | None = None
     orphans: tuple[OrphanRow, ...] | None = None
 
 
@@ -171,6 +189,28 @@ def staged_rows(records: Iterable[StageRecord]) -> tuple[StagedRow, ...]:
         )
         for record in records
     )
+
+
+def guest_rows(disks: Iterable[GuestDisk]) -> tuple[GuestRow, ...]:
+    """Return the rows of guests' disks."""
+    return tuple(
+        GuestRow(
+            volume=disk.record.volume_id,
+            domain=disk.domain.name if disk.domain is not None else disk.record.domain_name,
+            target=disk.record.target,
+            bus=disk.record.bus.value,
+            read_only=disk.record.read_only,
+            device=disk.device,
+            live=_whether(disk.live, known=disk.known),
+            config=_whether(disk.config, known=disk.known),
+            state=disk.state.value,
+        )
+        for disk in disks
+    )
+
+
+def _whether(fact: bool, *, known: bool) -> str:
+    return "unknown" if not known else "yes" if fact else "no"
 
 
 def as_json(report: HostReport) -> str:

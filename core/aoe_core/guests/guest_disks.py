@@ -4,6 +4,7 @@ Each call looks, plans, does, and looks again; nothing is remembered but the rec
 made again, or its opposite, and finds its way. A device is let go of only when no domain of this host has it.
 """
 
+import enum
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from aoe_core.attach.attacher import Attacher, open_attacher
+from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.records import BlockUse
 from aoe_core.attach.staged import device_path
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
@@ -35,9 +36,24 @@ _ROUNDS = 8
 """How often a call is planned anew because the domain changed under it; three are what a detach takes."""
 
 
+class DiskState(enum.Enum):
+    """Where a recorded disk stands."""
+
+    ATTACHED = "attached"
+    """In every place of its domain where it is to be."""
+    INCOMPLETE = "incomplete"
+    """Wanted, and not in every such place: attach it again."""
+    ENDING = "ending"
+    """A detach has begun and not ended: detach it again."""
+    DOMAIN_GONE = "domain gone"
+    """Detach it, to let go of its device."""
+    UNKNOWN = "unknown"
+    """libvirt does not answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestDisk:
-    """A recorded disk as it is now. None: libvirt does not answer, so it is not known."""
+    """A recorded disk as it is now."""
 
     record: GuestRecord
     device: str
@@ -55,6 +71,18 @@ class GuestDisk:
     def config(self) -> bool:
         """Whether the domain starts with it."""
         return self.domain is not None and find_disk(self.domain.config, self._alias) is not None
+
+    @property
+    def state(self) -> DiskState:
+        """Where it stands."""
+        if not self.known:
+            return DiskState.UNKNOWN
+        if not self.record.wanted:
+            return DiskState.ENDING
+        if self.domain is None:
+            return DiskState.DOMAIN_GONE
+        whole = self.config >= self.domain.persistent and self.live >= self.domain.running
+        return DiskState.ATTACHED if whole else DiskState.INCOMPLETE
 
     @property
     def _alias(self) -> str:
@@ -132,16 +160,20 @@ class GuestDisks:
         device's bytes. Raises: NotFound, Conflict (another domain's), what `Attacher.expand` raises, Busy."""
         with self._holding(volume_id):
             record = self._records.find(volume_id)
-            if record is None or not record.wanted:
-                raise NotFound(f"volume {volume_id} is no disk of a guest of this host; attach it first")
-            domain = self._host.hypervisor.get_domain(record.domain_uuid)
-            if domain_name not in (domain.name, domain.uuid):
-                raise Conflict(f"volume {volume_id} is a disk of domain {domain.name}, not of {domain_name}")
+            domain = self._require_disk(domain_name, volume_id, record)
             grown_bytes = self._attacher.expand(volume_id, self.staging_path(volume_id), size_bytes)
-            disk = find_disk(domain.live, alias_of(record.attachment.serial))
+            disk = find_disk(domain.live, alias_of(serial_of(volume_id)))
             if disk is not None:
                 self._host.hypervisor.resize(domain.uuid, disk.target, grown_bytes)
             return grown_bytes
+
+    def require_domain(self, domain_name: str) -> None:
+        """Check that there is such a domain, before anything is asked of a storage machine. Raises: NotFound."""
+        self._host.hypervisor.get_domain(domain_name)
+
+    def require_disk(self, domain_name: str, volume_id: VolumeId) -> None:
+        """Check that a volume is a disk of a domain. Raises: NotFound, Conflict."""
+        self._require_disk(domain_name, volume_id, self._records.find(volume_id))
 
     def list(self) -> tuple[GuestDisk, ...]:
         """Return every recorded disk, and what libvirt says of it if it answers."""
@@ -187,6 +219,14 @@ class GuestDisks:
         records = self._attacher.present_records()
         staged = next((one for one in records if one.attachment.volume_id == volume_id), None)
         require_stage_for_guests(volume_id, staged, self.staging_path(volume_id))
+
+    def _require_disk(self, domain_name: str, volume_id: VolumeId, record: GuestRecord | None) -> Domain:
+        if record is None or not record.wanted:
+            raise NotFound(f"volume {volume_id} is no disk of a guest of this host; attach it first")
+        domain = self._host.hypervisor.get_domain(record.domain_uuid)
+        if domain_name not in (domain.name, domain.uuid):
+            raise Conflict(f"volume {volume_id} is a disk of domain {domain.name}, not of {domain_name}; name that one")
+        return domain
 
     def _recorded(
         self, domain: Domain, attachment: Attachment, earlier: GuestRecord | None, mode: AccessMode, bus: Bus
@@ -328,7 +368,7 @@ def _explained(error: AoECsiError, domain: Domain, disk: DomainDisk) -> AoECsiEr
     return error
 
 
-def open_guest_disks(settings: Settings) -> GuestDisks:
+def open_guest_disks(settings: Settings, attacher: Attacher) -> GuestDisks:
     """Return the guests' disks of this machine, made of its real parts."""
     state_directory = Path(settings.state_directory)
     host = GuestHost(
@@ -339,4 +379,4 @@ def open_guest_disks(settings: Settings) -> GuestDisks:
         now_s=time.monotonic,
         sleep=time.sleep,
     )
-    return GuestDisks(settings, open_attacher(settings), host)
+    return GuestDisks(settings, attacher, host)

@@ -63,6 +63,14 @@ def test_a_bad_configuration_is_one_sentence_and_code_2(tmp_path: Path, text: st
     assert words in done.stderr
 
 
+@pytest.mark.parametrize("act", ["list", "ready"])
+def test_guests_of_a_machine_that_attaches_nothing_are_one_sentence_and_code_2(config: Path, act: str) -> None:
+    done = run("guest", act, "--config", str(config))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "attaches nothing" in done.stderr
+
+
 def test_a_bad_endpoint_is_one_sentence_and_code_2(config: Path) -> None:
     done = run("standalone", "--config", str(config), "--endpoint", "tcp://127.0.0.1:9")
     assert done.returncode == 2

@@ -1,0 +1,106 @@
+"""`aoe-csi guest`: volumes as disks of libvirt guests of this machine, for people without an orchestrator.
+
+Each command does both halves: the grant on the storage machine, and the disk here. Every one may be repeated: a grant
+that is there is returned, a disk that is there stays, and what was cut short goes on.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from aoe_core.attach.attacher import Attacher
+from aoe_core.errors import Invalid, OutOfRange
+from aoe_core.guests.guest_disks import DiskState, GuestDisks
+from aoe_core.guests.readiness import ready_all
+from aoe_core.guests.records import Bus
+from aoe_core.model import AccessMode
+from aoe_core.settings import Settings
+from aoe_core.units import format_bytes, parse_bytes
+from aoe_csi import requests
+from aoe_csi.status import HostReport, as_json, as_text, guest_rows
+from aoe_csi.storage_machine import StorageMachine
+
+Say = Callable[[str], None]
+"""Takes a line for whoever called the command."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """This machine."""
+
+    settings: Settings
+    attacher: Attacher
+    disks: GuestDisks
+
+
+def open_here(settings: Settings) -> Here:
+    """Return this machine, made of its real parts. Raises: Invalid when it is not to attach volumes."""
+    from aoe_core.attach.attacher import open_attacher  # noqa: PLC0415 - as in composition.
+    from aoe_core.guests.guest_disks import open_guest_disks  # noqa: PLC0415
+
+    if not settings.compute:
+        raise Invalid("the configuration says `compute = false`, so this machine attaches nothing; set it to true")
+    attacher = open_attacher(settings)
+    return Here(settings=settings, attacher=attacher, disks=open_guest_disks(settings, attacher))
+
+
+def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Publish a volume to this machine and attach it. Returns, as every act, whether nothing needs attention."""
+    volume_id = requests.get_volume_id(options.volume)
+    mode = AccessMode.SINGLE_NODE_READER_ONLY if options.read_only else AccessMode.SINGLE_NODE_WRITER
+    here.disks.require_domain(options.domain)
+    with closing(StorageMachine(options.controller)) as storage:
+        attachment = storage.publish(volume_id, here.attacher.identity(), mode)
+    record = here.disks.attach(options.domain, attachment, mode=mode, bus=Bus(options.bus), tell=say)
+    say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
+    return True
+
+
+def detach(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Detach a volume and give its grant back."""
+    volume_id = requests.get_volume_id(options.volume)
+    with closing(StorageMachine(options.controller)) as storage:
+        here.disks.detach(options.domain, volume_id, wait_s=options.wait, tell=say)
+        storage.unpublish(volume_id, here.settings.node_name)
+    say(f"volume {volume_id} is detached from domain {options.domain}, and its grant is given back")
+    return True
+
+
+def resize(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Grow a volume on its storage machine, its device here, and its disk in the guest."""
+    volume_id, size_bytes = requests.get_volume_id(options.volume), parse_bytes(options.size)
+    if size_bytes > requests.LARGEST_VOLUME_BYTES:
+        raise OutOfRange(f"{options.size} is more than ATA can address; ask for at most 128 PiB")
+    here.disks.require_disk(options.domain, volume_id)
+    with closing(StorageMachine(options.controller)) as storage:
+        granted_bytes = storage.expand(volume_id, size_bytes)
+    grown_bytes = here.disks.resize(options.domain, volume_id, granted_bytes)
+    say(f"volume {volume_id} has {format_bytes(grown_bytes)}; grow the file system inside the guest")
+    return True
+
+
+def show(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Show guests' disks; one that is not attached as it should be needs attention."""
+    disks = here.disks.list()
+    report = HostReport(node=here.settings.node, guests=guest_rows(disks))
+    say(as_json(report) if options.json else as_text(report))
+    return all(disk.state is DiskState.ATTACHED for disk in disks)
+
+
+def ready(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Bring every guest's devices back, within a time."""
+    outcomes = ready_all(here.disks, here.attacher, limit_s=options.wait)
+    for one in outcomes:
+        say(f"volume {one.volume_id}: {one.problem or 'ready'}")
+    return not any(one.problem for one in outcomes)
+
+
+ACTS: Mapping[str, Callable[[argparse.Namespace, Here, Say], bool]] = {
+    "attach": attach,
+    "detach": detach,
+    "resize": resize,
+    "list": show,
+    "ready": ready,
+}
+"""By their names on the command line (guest_arguments)."""

@@ -1,0 +1,231 @@
+"""`aoe-csi guest` from the command line to the guest: real gRPC to a real controller, on fakes below."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE
+from tests.simulated.guest_cluster import GuestCluster
+
+from aoe_core.errors import (
+    AoECsiError,
+    Conflict,
+    InUse,
+    Invalid,
+    NoSpace,
+    NotFound,
+    OutOfRange,
+    Unfinished,
+    Unreachable,
+)
+from aoe_core.fakes.hypervisor import Unplug
+from aoe_core.model import Attachment, PoolName, VolumeId, VolumeSpec, serial_of
+from aoe_core.settings import Settings
+from aoe_core.units import MIB
+from aoe_csi.__main__ import parser
+from aoe_csi.controller import Controller
+from aoe_csi.guest import ACTS, Here
+from aoe_csi.identity import Identity
+from aoe_csi.server import Server, Services
+
+VOLUME = VolumeId("vol")
+NODE, OTHER_NODE = COMPUTE_NODES
+Command = Callable[..., tuple[bool, list[str]]]
+
+
+@pytest.fixture
+def cluster() -> GuestCluster:
+    made = GuestCluster()
+    made.engine.create_volume(VolumeSpec(volume_id=VOLUME, pool=PoolName("thick"), size_bytes=8 * MIB))
+    return made
+
+
+@pytest.fixture
+def guest(cluster: GuestCluster, tmp_path: Path) -> Iterator[Command]:
+    """Run `aoe-csi guest` on a node; returns whether all is well, and what it said."""
+    socket = tmp_path / "storage1.sock"
+    server = Server(str(socket), Services(identity=Identity(), controller=Controller(cluster.engine)))
+    server.start()
+
+    def run(act: str, *words: str, node: str = NODE) -> tuple[bool, list[str]]:
+        more = ["--controller", f"unix://{socket}"] if act in ("attach", "detach", "resize") else []
+        options = parser().parse_args(["guest", act, *words, *more])
+        name = next(one for one in cluster.compute if one == node)
+        here = Here(
+            settings=Settings(node=name),
+            # As a process of its own: what it is made of is made anew.
+            disks=cluster.disks_of(name, cluster.compute[name].start_process("guest")),
+            attacher=cluster.attacher_of(name, cluster.compute[name].start_process("guest")),
+        )
+        said: list[str] = []
+        return ACTS[act](options, here, said.append), said
+
+    yield run
+    server.stop()
+
+
+def test_a_volume_s_way_into_a_guest_and_out_again(cluster: GuestCluster, guest: Command) -> None:
+    for _ in range(2):
+        assert guest("attach", "g1", VOLUME) == (
+            True,
+            [f"volume vol is disk vdb of domain g1, serial {serial_of(VOLUME)}"],
+        )
+    machine, domain = cluster.compute[NODE], cluster.guest[NODE]
+    machine.hypervisor.write(domain, "vdb", MIB, b"written")
+    well, said = guest("resize", "g1", VOLUME, "12MiB")
+    assert well
+    assert "12 MiB" in said[0]
+    assert domain.sizes["vdb"] == 12 * MIB
+    well, said = guest("list", "--json")
+    assert well
+    (row,) = json.loads(said[0])["guests"]
+    assert (row["volume"], row["domain"], row["target"], row["state"]) == ("vol", "g1", "vdb", "attached")
+    assert (row["live"], row["config"]) == ("yes", "yes")
+    for _ in range(2):
+        well, said = guest("detach", "g1", VOLUME)
+        assert well
+        assert "its grant is given back" in said[-1]
+    assert cluster.held(VOLUME) == ()
+    cluster.attachers[NODE].tend()
+    cluster.engine.delete_volume(VOLUME)
+    cluster.check_nothing_left()
+
+
+def test_a_read_only_disk_is_granted_for_reading(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME, "--read-only")
+    (held,) = cluster.held(VOLUME)
+    assert not held.writable
+    assert cluster.guest[NODE].live["vdb"].read_only
+    with pytest.raises((Conflict, InUse)):
+        guest("attach", "g1", VOLUME)
+
+
+def test_another_bus(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME, "--bus", "scsi")
+    assert list(cluster.guest[NODE].live) == ["sdb"]
+
+
+def test_a_missing_domain_is_refused_before_anything_is_granted(cluster: GuestCluster, guest: Command) -> None:
+    with pytest.raises(NotFound, match="nobody"):
+        guest("attach", "nobody", VOLUME)
+    assert cluster.held(VOLUME) == ()
+
+
+def test_a_size_is_refused_before_the_volume_is_grown_where_the_guest_has_no_such_disk(
+    cluster: GuestCluster, guest: Command
+) -> None:
+    with pytest.raises(NotFound, match="attach it first"):
+        guest("resize", "g1", VOLUME, "12MiB")
+    assert cluster.engine.get_volume(VOLUME).volume.size_bytes == 8 * MIB
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("attach", "g1", "no-such-volume"), NotFound),
+        (("attach", "g1", "Not A Volume"), NotFound),
+        (("resize", "g1", "vol", "99999999TiB"), OutOfRange),
+        (("resize", "g1", "vol", "10TiB"), NoSpace),
+        (("resize", "g1", "vol", "much"), Invalid),
+    ],
+)
+def test_what_the_controller_answers_is_the_project_s_error_again(
+    guest: Command, words: tuple[str, ...], error: type[AoECsiError]
+) -> None:
+    guest("attach", "g1", VOLUME)
+    with pytest.raises(AoECsiError) as caught:
+        guest(*words)
+    assert type(caught.value) is error
+
+
+def test_two_machines_cannot_have_it_for_writing(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME)
+    with pytest.raises(InUse, match=NODE):
+        guest("attach", "g1", VOLUME, node=OTHER_NODE)
+    assert cluster.guest[OTHER_NODE].live == {}
+
+
+def test_a_guest_that_keeps_its_disk_keeps_its_grant(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME)
+    cluster.guest[NODE].unplug = Unplug.IGNORES
+    with pytest.raises(Unfinished, match="shut the guest down"):
+        guest("detach", "g1", VOLUME, "--wait", "3")
+    assert len(cluster.held(VOLUME)) == 1
+    well, said = guest("list")
+    assert not well
+    assert "ending" in said[0]
+    cluster.compute[NODE].hypervisor.listens(cluster.guest[NODE])
+    assert guest("detach", "g1", VOLUME)[0]
+    assert cluster.held(VOLUME) == ()
+
+
+def test_a_storage_machine_that_does_not_answer_is_named(cluster: GuestCluster, tmp_path: Path) -> None:
+    absent = f"unix://{tmp_path}/absent.sock"
+    options = parser().parse_args(["guest", "attach", "g1", VOLUME, "--controller", absent])
+    here = Here(settings=Settings(node=NODE), disks=cluster.disks[NODE], attacher=cluster.attachers[NODE])
+    with pytest.raises(Unreachable, match=absent):
+        ACTS["attach"](options, here, print)
+
+
+def test_an_export_that_is_still_starting_is_asked_for_again(cluster: GuestCluster, tmp_path: Path) -> None:
+    """The controller answers ABORTED meanwhile; without the retry the command would end there."""
+
+    class Starting:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def publish(self, *what: Any, **how: Any) -> Attachment:
+            self.asked += 1
+            if self.asked == 1:
+                raise Unfinished("the export does not serve yet")
+            return cluster.engine.publish(*what, **how)
+
+    provisioner: Any = Starting()
+    server = Server(str(tmp_path / "s.sock"), Services(identity=Identity(), controller=Controller(provisioner)))
+    server.start()
+    try:
+        options = parser().parse_args(["guest", "attach", "g1", VOLUME, "--controller", f"unix://{tmp_path}/s.sock"])
+        here = Here(settings=Settings(node=NODE), disks=cluster.disks[NODE], attacher=cluster.attachers[NODE])
+        assert ACTS["attach"](options, here, lambda _: None)
+    finally:
+        server.stop()
+    assert provisioner.asked == 2
+
+
+def test_what_is_not_as_it_should_be_is_shown(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME)
+    hypervisor, domain = cluster.compute[NODE].hypervisor, cluster.guest[NODE]
+
+    def state() -> tuple[bool, str]:
+        well, said = guest("list", "--json")
+        return well, json.loads(said[0])["guests"][0]["state"]
+
+    assert state() == (True, "attached")
+    domain.config.clear()
+    assert state() == (False, "incomplete")
+    guest("attach", "g1", VOLUME)
+    assert state() == (True, "attached")
+    hypervisor.answers = False
+    assert state() == (False, "unknown")
+    hypervisor.answers = True
+    hypervisor.undefine(domain)
+    assert state() == (True, "attached")  # It runs on, and has it.
+    hypervisor.stop(domain)
+    assert state() == (False, "domain gone")
+    assert guest("detach", "g1", VOLUME)[0]
+
+
+def test_after_a_boot_every_device_is_said_to_be_ready_or_what_it_lacks(cluster: GuestCluster, guest: Command) -> None:
+    assert guest("ready") == (True, [])
+    guest("attach", "g1", VOLUME)
+    cluster.world.power_loss(NODE)
+    cluster.world.power_loss(STORAGE_NODE)
+    cluster.world.boot(NODE)
+    well, said = guest("ready", "--wait", "0.5")
+    assert not well
+    assert said[0].startswith("volume vol: nobody answers")
+    cluster.world.boot(STORAGE_NODE)
+    assert guest("ready") == (True, ["volume vol: ready"])
+    assert cluster.compute[NODE].hypervisor.autostart() == ()
