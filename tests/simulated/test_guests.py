@@ -465,6 +465,24 @@ def test_a_detach_is_not_turned_round_before_the_guest_has_answered(attached: Gu
     assert ALIAS in {disk.alias for disk in guest.config.values()}
 
 
+def test_a_disk_that_somebody_puts_back_each_time_is_told_of_and_kept(attached: GuestCluster) -> None:
+    """What libvirt said it did is looked at before the next step."""
+    guest = attached.guest[NODE]
+    config = dict(guest.config)
+
+    def put_back(step: Step) -> None:
+        if step.name.endswith("config") and step.after:
+            guest.config = dict(config)
+
+    attached.world.on_step = put_back
+    with pytest.raises(Unfinished, match="comes back each time"):
+        attached.disks[NODE].detach("g1", VOLUME)
+    attached.world.on_step = None
+    assert attached.is_staged(VOLUME, NODE)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
 def test_the_device_is_not_let_go_of_while_another_domain_names_it(attached: GuestCluster) -> None:
     """A clone of the domain, say: it would start with whatever is at that address then."""
     other = attached.compute[NODE].hypervisor.define("clone")
@@ -474,6 +492,19 @@ def test_the_device_is_not_let_go_of_while_another_domain_names_it(attached: Gue
     assert attached.is_staged(VOLUME, NODE)
     assert attached.disks[NODE].to_ready() == (VOLUME,)
     other.config.clear()
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_guest_that_sleeps_keeps_its_disk_until_it_wakes(attached: GuestCluster) -> None:
+    """It would wake with the volume, which may be another guest's by then."""
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    hypervisor.save(guest)
+    with pytest.raises(InUse, match="managedsave-remove"):
+        attached.disks[NODE].detach("g1", VOLUME)
+    assert attached.is_staged(VOLUME, NODE)
+    hypervisor.start(guest)
+    assert read_back(attached) == b"written"
     attached.detach(VOLUME, NODE)
     gone(attached)
 
@@ -633,6 +664,28 @@ def test_a_storage_machine_that_reboots_stalls_the_guest_and_loses_nothing(attac
     attached.restart()
     assert read_back(attached) == b"written"
     assert hypervisor.read(guest, "vdb", 2 * MIB, len(waiting)) == waiting
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_storage_machine_that_is_away_for_longer_fails_the_guest_s_io_until_the_watchdog_revives_the_device(
+    attached: GuestCluster,
+) -> None:
+    """QEMU pauses the guest at the first error; its device stays open, and the same one, all the time."""
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    device = guest.open["vdb"]
+    attached.world.power_loss(STORAGE_NODE)
+    with pytest.raises(Unfinished):
+        hypervisor.write(guest, "vdb", 2 * MIB, b"w" * 4096)
+    attached.world.clock.sleep(700)
+    attached.world.boot(STORAGE_NODE)
+    attached.restart()
+    with pytest.raises((Unreachable, CommandFailed)):
+        hypervisor.write(guest, "vdb", 2 * MIB, b"w" * 4096)
+    attached.attachers[NODE].tend()
+    hypervisor.write(guest, "vdb", 2 * MIB, b"w" * 4096)
+    assert guest.open["vdb"] is device
+    assert read_back(attached) == b"written"
     attached.detach(VOLUME, NODE)
     gone(attached)
 

@@ -42,6 +42,8 @@ class Guest:
     """Free PCI slots that a virtio disk can be plugged into while it runs."""
     unplug: Unplug = Unplug.OBEYS
     running: bool = False
+    saved: dict[str, DomainDisk] | None = None
+    """The disks it had when it was put to sleep."""
     live: dict[str, DomainDisk] = field(default_factory=dict)
     """Target → disk."""
     config: dict[str, DomainDisk] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Guest:
             persistent=self.persistent,
             live=tuple(self.live.values()),
             config=tuple(self.config.values()),
+            saved=self.saved is not None,
         )
 
     def opener(self, target: str) -> str:
@@ -93,14 +96,15 @@ class HypervisorState:
     def start(self, guest: Guest) -> None:
         """Start a guest with its configuration. Raises: CommandFailed when a disk's device cannot be opened."""
         opened: dict[str, Device] = {}
-        for disk in guest.config.values():
+        disks = dict(guest.config if guest.saved is None else guest.saved)
+        for disk in disks.values():
             try:
                 opened[disk.target] = self._open(guest, disk)
             except CommandFailed:
                 for target, device in opened.items():
                     device.close(guest.opener(target))
                 raise
-        guest.running, guest.live, guest.open = True, dict(guest.config), opened
+        guest.running, guest.live, guest.open, guest.saved = True, disks, opened, None
         guest.sizes = {target: device.size_bytes for target, device in opened.items()}
 
     def stop(self, guest: Guest) -> None:
@@ -111,6 +115,12 @@ class HypervisorState:
         guest.letting_go.clear()
         if not guest.persistent:
             self.guests.pop(guest.uuid, None)
+
+    def save(self, guest: Guest) -> None:
+        """Put a guest to sleep, its memory on disk."""
+        disks = dict(guest.live)
+        self.stop(guest)
+        guest.saved = disks
 
     def undefine(self, guest: Guest) -> None:
         """Take away a domain's configuration; while it runs, it is a transient one."""

@@ -95,6 +95,11 @@ def plan_detach(alias: str, domain: Domain | None, others: Sequence[Domain] = ()
 
     `domain`: None when it is proven absent. `others`: every other domain that has the volume. Raises: InUse.
     """
+    if domain is not None and domain.saved:
+        raise InUse(
+            f"domain {domain.name} sleeps with its memory on disk, and wakes with the disks it had; start it, or use "
+            "virsh managedsave-remove, then detach the volume again"
+        )
     if domain is not None and find_disk(domain.config, alias):
         return (DetachConfig(uuid=domain.uuid),)
     if domain is not None and find_disk(domain.live, alias):

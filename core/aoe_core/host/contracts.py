@@ -426,6 +426,9 @@ class Domain:
     """What the running guest has; empty when it does not run."""
     config: tuple[DomainDisk, ...]
     """What it has from its next start on; empty when it is not persistent."""
+    saved: bool = False
+    """It is off with its memory on disk (`virsh managedsave`): its next start goes on with the disks it had then,
+    whatever its configuration says."""
 
 
 class Hypervisor(Protocol):

@@ -202,6 +202,7 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
         persistent=persistent,
         live=parse_disks(handle.XMLDesc(0)) if running else (),
         config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
+        saved=bool(handle.hasManagedSaveImage()) if persistent and not running else False,
     )
 
 

@@ -91,6 +91,12 @@ def test_a_domain_that_is_gone_has_nothing() -> None:
     assert plan.plan_detach(ALIAS, None) == (plan.Unlink(), plan.Unstage(), plan.Drop())
 
 
+def test_a_domain_that_sleeps_wakes_with_what_it_had_and_is_left_alone() -> None:
+    for there in ((), (OURS,)):
+        with pytest.raises(InUse, match="managedsave-remove"):
+            plan.plan_detach(ALIAS, replace(domain(running=False, config=there), saved=True))
+
+
 def test_the_device_stays_while_another_domain_has_it() -> None:
     other = domain(name="g2", uuid=OTHER_UUID, config=(OURS,))
     with pytest.raises(InUse, match="domain g2"):

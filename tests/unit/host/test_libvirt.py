@@ -85,6 +85,9 @@ class Handle:
     def isActive(self) -> int:  # noqa: N802
         return 1
 
+    def hasManagedSaveImage(self) -> int:  # noqa: N802
+        return int(not self.isActive())
+
     def isPersistent(self) -> int:  # noqa: N802
         return 1
 
@@ -234,6 +237,12 @@ def test_a_domain_is_found_by_uuid_and_by_name(api: Any, hypervisor: LibvirtHype
         with pytest.raises(NotFound):
             hypervisor.get_domain(absent)
     assert api.connections
+
+
+def test_a_domain_that_sleeps_is_told_from_one_that_is_off(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    assert not hypervisor.get_domain("g1").saved
+    api.handle.isActive = lambda: 0
+    assert hypervisor.get_domain("g1").saved
 
 
 def test_a_domain_that_goes_away_while_all_are_listed_is_not_listed(api: Any, hypervisor: LibvirtHypervisor) -> None:
