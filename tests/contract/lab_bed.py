@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.contract.beds import GROUP_BYTES, POOL_BYTES, Guests
 
 from aoe_core.errors import CommandFailed, NotFound
-from aoe_core.host import contracts, exports
+from aoe_core.host import contracts, device_links, exports
 from aoe_core.host.attached import AttachedBlockDevices
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.blocks import HostBlockDevices
@@ -184,7 +184,7 @@ class RealBed:
         self.mounts: contracts.Mounts = HostMounts(runner)
         self.filesystems: contracts.FileSystems = filesystems
         self.hypervisor: contracts.Hypervisor = LibvirtHypervisor(calls)
-        self.links: contracts.DeviceLinks = HostDeviceLinks(self._STATE)
+        self.links: contracts.DeviceLinks = HostDeviceLinks()
         self.guests: Guests | None = None
         if shutil.which("virsh"):
             self._guests = RealGuests()
@@ -248,7 +248,7 @@ class RealBed:
         self._targets.clear()
         if self.guests is not None:
             self._guests.clear()
-        shutil.rmtree(self._STATE / "guests", ignore_errors=True)
+        shutil.rmtree(device_links.DIRECTORY / "guests", ignore_errors=True)
         for line in reversed(Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()):
             if line.split()[1].startswith(self.directory + "/"):
                 _run("umount", line.split()[1])

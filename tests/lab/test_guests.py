@@ -131,8 +131,8 @@ def assert_nothing_left(cluster: Standalone, host: Machine, guest: Guest, volume
     assert seen(guest, serial) is None
     assert serial not in guest.xml()
     assert serial not in guest.xml(inactive=True)
-    for directory in ("guests/records", "guests/disks", "staged"):
-        assert host.run(f"ls /var/lib/aoe-csi/{directory} 2>/dev/null || true").stdout == "", directory
+    for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged"):
+        assert host.run(f"ls {directory} 2>/dev/null || true").stdout == "", directory
     grants = json.loads(cluster.storage["storage1"].machine.run(["aoe-csi", "status", "--json"], check=False).stdout)[
         "grants"
     ]

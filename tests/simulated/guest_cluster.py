@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tests.simulated.cluster import Cluster
 
-from aoe_core.fakes.links import LINKS
 from aoe_core.fakes.world import Process
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.host import GuestHost
@@ -26,8 +25,8 @@ COMMAND = "guest command"
 class GuestCluster(Cluster):
     """A cluster with a guest `g1` on each compute machine, running, that starts with its machine."""
 
-    def __init__(self, *, same_host: bool = False) -> None:
-        super().__init__(same_host=same_host)
+    def __init__(self, *, same_host: bool = False, free_addresses: int = 0) -> None:
+        super().__init__(same_host=same_host, free_addresses=free_addresses)
         self.guest: dict[NodeName, Guest] = {}
         self.disks: dict[NodeName, GuestDisks] = {}
         self._readied: dict[NodeName, str] = {}
@@ -98,9 +97,8 @@ class GuestCluster(Cluster):
             guest = self.guest[node]
             assert (guest.live, guest.config) == ({}, {}), f"{node}: the guest has disks left"
             assert guest.plugged == set(), f"{node}: slots are not free again"
-            for directory in ("guests", LINKS):
-                left = sorted(machine.record_directory(directory).seen)
-                assert left == [], f"{node} has {directory} left: {left}"
+            for kind, left in (("records", machine.record_directory("guests").seen), ("links", machine.links)):
+                assert not left, f"{node} has {kind} left: {sorted(left)}"
 
     def attach(self, volume_id: VolumeId, node: NodeName, *, mode: AccessMode = AccessMode.SINGLE_NODE_WRITER) -> None:
         """Do what `aoe-csi guest attach` does: publish, then attach."""

@@ -5,6 +5,7 @@ that leads away from a running guest, is seen at once.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_running_guest_has_the_disk_by_a_stable_link_now_and_at_its_next_start
     (config,) = attached.guest[NODE].config.values()
     assert live == config
     assert (live.target, live.bus, live.serial, live.alias) == ("vdb", "virtio", serial_of(VOLUME), ALIAS)
-    assert live.source == "/var/lib/aoe-csi/guests/disks/vol"
+    assert live.source == "/run/aoe-csi/guests/disks/vol"
     assert not live.read_only
     attached.attach(VOLUME, NODE)
     assert list(attached.guest[NODE].live.values()) == [live]
@@ -320,7 +321,7 @@ def test_a_volume_of_another_domain_is_refused_and_so_is_taking_it_from_there_by
 def test_a_volume_that_somebody_put_into_another_domain_by_hand_is_refused(cluster: GuestCluster) -> None:
     attachment = granted(cluster)
     other = cluster.compute[NODE].hypervisor.define("g2")
-    for source in ("/var/lib/aoe-csi/guests/disks/vol", f"/dev/etherd/{attachment.address}"):
+    for source in ("/run/aoe-csi/guests/disks/vol", f"/dev/etherd/{attachment.address}"):
         other.config = {"vdc": DomainDisk(target="vdc", bus="virtio", source=source)}
         refused(cluster, InUse, "named as a disk by domain g2", lambda: cluster.disks[NODE].attach("g1", attachment))
 
@@ -602,6 +603,61 @@ def test_after_a_new_grant_the_link_leads_to_the_new_address(attached: GuestClus
     assert attached.attachments[VOLUME, NODE].address != former
     machine.hypervisor.start(attached.guest[NODE])
     assert read_back(attached) == b"written"
+
+
+def test_an_address_that_is_another_volume_s_after_a_boot_is_not_found_by_its_former_guest() -> None:
+    """Revoked while the host was off, and the one free address granted again: the former guest does not start."""
+    cluster = GuestCluster(free_addresses=1)
+    for volume_id in (VOLUME, SECOND):
+        cluster.engine.create_volume(spec(volume_id))
+
+    def publish() -> Attachment:
+        identity = cluster.identity(NODE)
+        return cluster.engine.publish(SECOND, identity, AccessMode.SINGLE_NODE_WRITER, read_only=False, block=True)
+
+    cluster.attach(VOLUME, NODE)
+    former = cluster.attachments[VOLUME, NODE].address
+    cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", MIB, b"written")
+    cluster.world.power_loss(NODE)
+    cluster.engine.unpublish(VOLUME, NODE)
+    machine = cluster.compute[NODE]
+    machine.boot()
+    with pytest.raises(NoSpace):
+        publish()  # The storage side sees that the node has another boot.
+    cluster.world.power_loss(NODE)
+    machine.boot()
+    cluster.world.clock.sleep(2000)
+    cluster.disks[NODE] = cluster.new_command(NODE)
+    with pytest.raises(Unreachable):
+        cluster.disks[NODE].ready(VOLUME)
+    other = machine.hypervisor.define("g2")
+    machine.hypervisor.start(other)
+    attachment = publish()
+    assert attachment.address == former
+    cluster.disks[NODE].attach("g2", attachment)
+    with pytest.raises(CommandFailed, match="is no device"):
+        machine.hypervisor.start(cluster.guest[NODE])
+    (device,) = other.open.values()
+    assert device.openers == [other.opener("vdb")]
+
+
+def test_a_link_that_somebody_left_to_a_device_goes_before_the_device_is_another_volume_s(
+    cluster: GuestCluster,
+) -> None:
+    attachment = granted(cluster)
+    machine = cluster.compute[NODE]
+    machine.links["stray"] = f"/dev/etherd/{attachment.address}"
+    cluster.disks[NODE].attach("g1", attachment)
+    assert list(machine.links) == [VOLUME]
+
+
+def test_a_volume_that_is_staged_keeps_its_link_when_another_is_granted_its_address(attached: GuestCluster) -> None:
+    """As two SANs, or two storage machines that know nothing of each other, can have it."""
+    attached.engine.create_volume(spec(SECOND))
+    twin = replace(attached.attachments[VOLUME, NODE], volume_id=SECOND, serial=serial_of(SECOND))
+    with pytest.raises(InUse, match="held on this node by volume vol"):
+        attached.disks[NODE].attach("g1", twin)
+    assert list(attached.compute[NODE].links) == [VOLUME]
 
 
 def test_control_without_readying_a_guest_of_a_host_that_reboots_does_not_start(attached: GuestCluster) -> None:

@@ -188,6 +188,8 @@ class FakeMachine:
         self.processes: list[Process] = []
         self.held_names: dict[str, Process] = {}
         """Name → the process that holds it between processes."""
+        self.links: dict[str, str] = {}
+        """Name → the device that a guests' link leads to, in this boot."""
         self._records: dict[str, RecordDirectory] = {}
         self._written_back_s = world.clock.now()
         self._paused_s: float | None = None
@@ -244,6 +246,7 @@ class FakeMachine:
         self.mounts.lose()
         self.hypervisor.lose()
         self.initiator.known.clear()
+        self.links.clear()
         for directory in self._records.values():
             directory.lose_unsynced(keep=bool(keep_every))
 
@@ -262,7 +265,7 @@ class FakeMachine:
     def find_device(self, path: str) -> Device | None:
         """Return the block device at a path, through a stable link too."""
         if path.startswith(f"{LINKS}/"):
-            path = self.record_directory(LINKS).seen.get(path.removeprefix(f"{LINKS}/"), path)
+            path = self.links.get(path.removeprefix(f"{LINKS}/"), path)
         return self.lvm.find_device(path) or self.initiator.find_device(path)
 
     def get_device(self, path: str) -> Device:

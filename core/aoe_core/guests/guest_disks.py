@@ -196,9 +196,9 @@ class GuestDisks:
     # --- after a boot -------------------------------------------------------------------------------------------
 
     def to_ready(self) -> tuple[VolumeId, ...]:
-        """Return the volumes that a domain may name as its disks: those wanted, and those not proven gone yet."""
-        linked = self._host.links.all()
-        return tuple(one.volume_id for one in self._records.all() if one.wanted or one.volume_id in linked)
+        """Return the volumes that a domain may name as its disks: every one on record, for what a detach has not come
+        to the end of may still be in a configuration."""
+        return tuple(one.volume_id for one in self._records.all())
 
     def ready(self, volume_id: VolumeId) -> None:
         """Bring a recorded volume's device and link back after a boot, without asking libvirt: its domains wait for
@@ -330,8 +330,19 @@ class GuestDisks:
                 self._records.drop(volume_id)
 
     def _stage(self, record: GuestRecord) -> None:
+        self._unlink_others(record)
         use = BlockUse(mode=record.mode, read_only=record.read_only)
         self._attacher.stage(record.attachment, self.staging_path(record.volume_id), use)
+
+    def _unlink_others(self, record: GuestRecord) -> None:
+        """Remove what other volumes left that leads to the device: their domains would have this volume by it. One that
+        is staged there keeps its link, and staging refuses."""
+        device = device_path(record.attachment)
+        links = {name for name, leads_to in self._host.links.all().items() if leads_to == device}
+        if links - {record.volume_id}:
+            staged = {one.attachment.volume_id for one in self._attacher.present_records()}
+            for name in sorted(links - {record.volume_id} - staged):
+                self._host.links.remove(name)
 
     def _link(self, record: GuestRecord) -> None:
         device = device_path(record.attachment)
@@ -373,7 +384,7 @@ def open_guest_disks(settings: Settings, attacher: Attacher) -> GuestDisks:
     state_directory = Path(settings.state_directory)
     host = GuestHost(
         hypervisor=LibvirtHypervisor(BlockingCalls()),
-        links=HostDeviceLinks(state_directory),
+        links=HostDeviceLinks(),
         record_files=records_of(state_directory),
         locks=LockFiles(),
         now_s=time.monotonic,

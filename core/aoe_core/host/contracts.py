@@ -464,8 +464,8 @@ class Hypervisor(Protocol):
 
 
 class DeviceLinks(Protocol):
-    """Symbolic links of a directory, by which guests know devices whose own names change from grant to grant. They
-    survive a reboot and a power cut; that what they lead to exists is somebody else's care."""
+    """Symbolic links of a directory, by which guests know devices whose own names change from grant to grant. None
+    outlives the boot in which it was put; that what they lead to exists is somebody else's care."""
 
     def path(self, name: str) -> str:
         """Return the path of a link, there or not."""
@@ -477,4 +477,4 @@ class DeviceLinks(Protocol):
         """Make a link lead to a device: at every moment it leads where it did or there, never nowhere."""
 
     def remove(self, name: str) -> None:
-        """Remove a link durably; it is no error when it is absent."""
+        """Remove a link; it is no error when it is absent."""

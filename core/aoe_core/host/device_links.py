@@ -1,22 +1,26 @@
-"""Stable links to devices: `<state_directory>/guests/disks/<volume id>`, which domains name as their disks' source.
+"""Stable links to devices: `/run/aoe-csi/guests/disks/<volume id>`, which domains name as their disks' source.
 
-The emulator opens them as a user of its own, so every directory from the state directory down to here may be passed
-through by anybody (o+x); what else lies in them stays as unreadable as it was.
+On a tmpfs: a device's name is its address, and after a boot that may be another volume's. So no link outlives the boot
+in which what it leads to was proven, and a guest whose device was not proven since does not start.
+
+The emulator opens them as a user of its own, so every directory from /run/aoe-csi down to here may be passed through by
+anybody (o+x); what else lies in them stays as unreadable as it was.
 """
 
 import stat
 from pathlib import Path
 
 from aoe_core.errors import CommandFailed
-from aoe_core.host.files import sync_directory
+
+DIRECTORY = Path("/run/aoe-csi")
 
 
 class HostDeviceLinks:
-    """DeviceLinks in a directory, which is made on first use."""
+    """DeviceLinks below a directory, which is made on first use."""
 
-    def __init__(self, state_directory: Path) -> None:
-        self._state_directory = state_directory
-        self._directory = state_directory / "guests" / "disks"
+    def __init__(self, directory: Path = DIRECTORY) -> None:
+        self._top = directory
+        self._directory = directory / "guests" / "disks"
 
     def path(self, name: str) -> str:
         """Return the path of a link."""
@@ -30,7 +34,7 @@ class HostDeviceLinks:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise CommandFailed(f"{self._directory} cannot be read ({error.strerror}); look at its disk") from error
+            raise CommandFailed(f"{self._directory} cannot be read ({error.strerror}); look at /run") from error
 
     def put(self, name: str, device: str) -> None:
         """Make a link lead to a device. Raises: CommandFailed."""
@@ -41,28 +45,21 @@ class HostDeviceLinks:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(device)
             temporary.rename(path)
-            sync_directory(self._directory)
         except OSError as error:
-            raise CommandFailed(
-                f"link {path} to {device} cannot be made ({error.strerror}); look at its disk"
-            ) from error
+            raise CommandFailed(f"link {path} to {device} cannot be made ({error.strerror}); look at /run") from error
 
     def remove(self, name: str) -> None:
         """Remove a link. Raises: CommandFailed."""
+        path = self._directory / name
         try:
-            (self._directory / name).unlink(missing_ok=True)
-            if self._directory.exists():
-                sync_directory(self._directory)
+            path.unlink(missing_ok=True)
         except OSError as error:
-            raise CommandFailed(
-                f"link {self._directory / name} cannot be removed ({error.strerror}); look at its disk"
-            ) from error
+            raise CommandFailed(f"link {path} cannot be removed ({error.strerror}); look at /run") from error
 
     def _make_passable(self) -> None:
-        for directory in (self._state_directory, self._directory.parent, self._directory):
+        for directory in (self._top, self._directory.parent, self._directory):
             if not directory.exists():
                 directory.mkdir(mode=0o711, parents=True)
-                sync_directory(directory.parent)
             mode = stat.S_IMODE(directory.stat().st_mode)
             if not mode & stat.S_IXOTH:
                 directory.chmod(mode | stat.S_IXOTH)

@@ -9,7 +9,7 @@ from aoe_core.model import AccessMode, Address, Attachment, SanName, Transport, 
 
 VOLUME = VolumeId("web")
 SERIAL = serial_of(VOLUME)
-LINK = "/var/lib/aoe-csi/guests/disks/web"
+LINK = "/run/aoe-csi/guests/disks/web"
 UUID = "00000000-0000-4000-8000-000000000001"
 OTHER_UUID = "00000000-0000-4000-8000-000000000002"
 

@@ -10,7 +10,7 @@ from aoe_core.host.device_links import HostDeviceLinks
 
 
 def test_a_link_leads_where_it_was_put_last(tmp_path: Path) -> None:
-    links = HostDeviceLinks(tmp_path / "state")
+    links = HostDeviceLinks(tmp_path / "run")
     assert links.all() == {}
     links.put("web", "/dev/etherd/e1.2")
     links.put("web", "/dev/etherd/e1.3")
@@ -20,7 +20,7 @@ def test_a_link_leads_where_it_was_put_last(tmp_path: Path) -> None:
 
 
 def test_removing_takes_one_and_an_absent_one_is_removed(tmp_path: Path) -> None:
-    links = HostDeviceLinks(tmp_path / "state")
+    links = HostDeviceLinks(tmp_path / "run")
     links.remove("web")
     links.put("web", "/dev/etherd/e1.2")
     links.put("db", "/dev/vg/v-db")
@@ -30,27 +30,31 @@ def test_removing_takes_one_and_an_absent_one_is_removed(tmp_path: Path) -> None
 
 
 def test_a_write_that_was_cut_short_is_no_link_and_hinders_nobody(tmp_path: Path) -> None:
-    links = HostDeviceLinks(tmp_path / "state")
+    links = HostDeviceLinks(tmp_path / "run")
     links.put("web", "/dev/etherd/e1.2")
-    (tmp_path / "state/guests/disks/.web.new").symlink_to("/dev/etherd/e1.9")
+    (tmp_path / "run/guests/disks/.web.new").symlink_to("/dev/etherd/e1.9")
     assert links.all() == {"web": "/dev/etherd/e1.2"}
     links.put("web", "/dev/etherd/e1.3")
     assert links.all() == {"web": "/dev/etherd/e1.3"}
-    assert [path.name for path in (tmp_path / "state/guests/disks").iterdir()] == ["web"]
+    assert [path.name for path in (tmp_path / "run/guests/disks").iterdir()] == ["web"]
 
 
 def test_anybody_may_pass_through_and_no_more(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    state.mkdir(mode=0o700)
-    (state / "staged").mkdir(mode=0o700)
-    HostDeviceLinks(state).put("web", "/dev/etherd/e1.2")
-    modes = {name: stat.S_IMODE((state / name).stat().st_mode) for name in (".", "guests", "guests/disks", "staged")}
-    assert modes["staged"] == 0o700
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    (run / "locks").mkdir(mode=0o700)
+    HostDeviceLinks(run).put("web", "/dev/etherd/e1.2")
+    modes = {name: stat.S_IMODE((run / name).stat().st_mode) for name in (".", "guests", "guests/disks", "locks")}
+    assert modes["locks"] == 0o700
     assert modes["."] == 0o701
     assert all(modes[name] & stat.S_IXOTH and not modes[name] & stat.S_IROTH for name in ("guests", "guests/disks"))
 
 
+def test_no_link_outlives_a_boot() -> None:
+    assert HostDeviceLinks().path("web") == "/run/aoe-csi/guests/disks/web"
+
+
 def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("a file")
+    (tmp_path / "run").write_text("a file")
     with pytest.raises(CommandFailed, match="cannot be made"):
-        HostDeviceLinks(tmp_path / "state").put("web", "/dev/etherd/e1.2")
+        HostDeviceLinks(tmp_path / "run").put("web", "/dev/etherd/e1.2")

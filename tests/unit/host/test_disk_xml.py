@@ -33,7 +33,7 @@ def test_a_disk_of_ours() -> None:
     disk = DomainDisk(
         target="vdb",
         bus="virtio",
-        source="/var/lib/aoe-csi/guests/disks/web",
+        source="/run/aoe-csi/guests/disks/web",
         serial="abcdefghi",
         alias="ua-aoe-abcdefghi",
         read_only=True,
