@@ -40,7 +40,7 @@ from aoe_core.guests.disk import alias_of
 from aoe_core.guests.readiness import ready_all
 from aoe_core.guests.records import Bus
 from aoe_core.host.contracts import DomainDisk
-from aoe_core.model import AccessMode, Attachment, NodeName, PoolName, VolumeId, VolumeSpec, serial_of
+from aoe_core.model import AccessMode, Address, Attachment, NodeName, PoolName, VolumeId, VolumeSpec, serial_of
 from aoe_core.units import MIB
 from aoe_lab.evidence import Evidence
 
@@ -340,6 +340,14 @@ def test_another_mode_or_bus_than_it_has_is_refused(attached: GuestCluster) -> N
     refused(attached, Conflict, "detach it first", lambda: disks.attach("g1", attachment, bus=Bus.SCSI))
 
 
+def test_another_storage_machine_s_volume_of_the_same_name_does_not_take_the_record(attached: GuestCluster) -> None:
+    """Serials are derived from names, so the two are alike; the grants are not."""
+    other = replace(attached.attachments[VOLUME, NODE], address=Address(77, 1))
+    refused(attached, Conflict, "through e77.1", lambda: attached.disks[NODE].attach("g1", other))
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
 def test_a_grant_for_reading_is_not_attached_for_writing(cluster: GuestCluster) -> None:
     attachment = granted(cluster, read_only=True)
     refused(cluster, Invalid, "for reading only", lambda: cluster.disks[NODE].attach("g1", attachment))
@@ -591,7 +599,7 @@ def test_a_host_that_reboots_has_its_devices_before_its_guests_start(attached: G
     gone(attached)
 
 
-def test_after_a_new_grant_the_link_leads_to_the_new_address(attached: GuestCluster) -> None:
+def test_a_volume_granted_anew_is_detached_before_it_is_attached(attached: GuestCluster) -> None:
     """Revoked while the host was off: the domain still names the volume, and the address it had is another's."""
     former = attached.attachments[VOLUME, NODE].address
     attached.world.power_loss(NODE)
@@ -599,6 +607,11 @@ def test_after_a_new_grant_the_link_leads_to_the_new_address(attached: GuestClus
     machine = attached.compute[NODE]
     machine.boot()
     attached.disks[NODE] = attached.new_command(NODE)
+    with pytest.raises(Conflict, match="detach it first"):
+        attached.attach(VOLUME, NODE)
+    (record,) = attached.records(NODE).all()
+    assert record.attachment.address == former
+    attached.detach(VOLUME, NODE)
     attached.attach(VOLUME, NODE)
     assert attached.attachments[VOLUME, NODE].address != former
     machine.hypervisor.start(attached.guest[NODE])

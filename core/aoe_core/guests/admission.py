@@ -36,6 +36,13 @@ def require_admissible(
             f"volume {volume_id} is attached to domain {domain.name} on bus {earlier.bus.value}, {earlier.mode.value}, "
             f"and was asked for on bus {bus.value}, {mode.value}; detach it first"
         )
+    if earlier is not None and _grant(earlier.attachment) != _grant(attachment):
+        # Another machine's volume of this name, or a grant made after ours was taken away: what the guest has is the
+        # recorded one's, and only with the record it is known.
+        raise Conflict(
+            f"volume {volume_id} is attached to domain {domain.name} through {_words(earlier.attachment)}, and was "
+            f"granted now through {_words(attachment)}; detach it first"
+        )
     others = sorted(one.name for one in users if one.uuid != domain.uuid)
     if others:
         raise InUse(
@@ -48,6 +55,16 @@ def require_admissible(
                 f"domain {domain.name} has serial {disk.serial} on disk {disk.target} ({disk.source}), which is not "
                 f"this driver's; take that disk away before volume {volume_id} is attached"
             )
+
+
+def _grant(attachment: Attachment) -> tuple[object, ...]:
+    """Return what tells one grant from another; size, file system and MAC are as they were when it was made."""
+    return (attachment.transport, attachment.address, attachment.san, attachment.device, attachment.serial)
+
+
+def _words(attachment: Attachment) -> str:
+    where = f" on SAN {attachment.san}" if attachment.san else ""
+    return f"{attachment.address or attachment.device}{where} (serial {attachment.serial})"
 
 
 def require_stage_for_guests(volume_id: VolumeId, staged: StageRecord | None, staging_path: str) -> None:

@@ -9,7 +9,7 @@ from aoe_core.errors import AoECsiError, Conflict, InUse, Invalid
 from aoe_core.guests.admission import require_admissible, require_stage_for_guests
 from aoe_core.guests.records import Bus
 from aoe_core.host.contracts import DomainDisk
-from aoe_core.model import AccessMode
+from aoe_core.model import AccessMode, Address, SanName, Serial, Transport
 
 from .made import OTHER_UUID, SERIAL, VOLUME, attachment, domain, ours, record
 
@@ -21,6 +21,7 @@ FINE: dict[str, Any] = {
     "earlier": None,
     "users": (),
 }
+LOCAL = attachment(transport=Transport.LOCAL, address=None, san=None, device="/dev/vg0/v-web")
 THIEF = DomainDisk(target="vdc", bus="virtio", serial=SERIAL, source="/images/copy.raw")
 
 
@@ -42,6 +43,7 @@ def admit(**more: Any) -> None:
         {},
         {"earlier": record()},
         {"earlier": record(wanted=False)},
+        {"earlier": record(attachment=attachment(size_bytes=1, filesystem="ext4"))},
         {"earlier": record(domain_name="its-former-name")},
         {"users": (domain(config=(ours(),)),)},
         {"domain": domain(config=(ours(),), live=(ours(),))},
@@ -60,6 +62,14 @@ def test_what_may_be(more: dict[str, Any]) -> None:
         ({"earlier": record(domain_uuid=OTHER_UUID, wanted=False)}, InUse, "detach it there"),
         ({"earlier": record(bus=Bus.SCSI)}, Conflict, "on bus scsi"),
         ({"earlier": record(mode=AccessMode.SINGLE_NODE_READER_ONLY)}, Conflict, "reader"),
+        (
+            {"earlier": record(attachment=attachment(address=Address(77, 1)))},
+            Conflict,
+            "through e77.1 .*detach it first",
+        ),
+        ({"earlier": record(attachment=attachment(san=SanName("second")))}, Conflict, "on SAN second"),
+        ({"earlier": record(attachment=attachment(serial=Serial("othervols")))}, Conflict, "serial othervols"),
+        ({"earlier": record(attachment=LOCAL, wanted=False)}, Conflict, "through /dev/vg0/v-web"),
         ({"users": (domain(name="g2", uuid=OTHER_UUID, live=(ours(),)),)}, InUse, "by domain g2"),
         ({"domain": domain(config=(THIEF,))}, Conflict, "/images/copy.raw"),
         ({"domain": domain(live=(THIEF,))}, Conflict, "take that disk away"),
