@@ -72,7 +72,7 @@ def compose_standalone(settings: Settings) -> Composition:
         node = Node(attacher)
         background.append(attacher)
     return Composition(
-        services=Services(identity=Identity(), controller=controller, node=node),
+        services=Services(identity=Identity(settings.node), controller=controller, node=node),
         background=tuple(background),
         alone=alone,
     )

@@ -10,10 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from aoe_core.attach.attacher import Attacher
-from aoe_core.errors import Invalid, OutOfRange
+from aoe_core.errors import Invalid, OutOfRange, Unreachable
 from aoe_core.guests.guest_disks import DiskState, GuestDisks
 from aoe_core.guests.readiness import ready_all
-from aoe_core.guests.records import Bus
+from aoe_core.guests.records import Bus, Origin
 from aoe_core.model import AccessMode
 from aoe_core.settings import Settings
 from aoe_core.units import format_bytes, parse_bytes
@@ -51,18 +51,30 @@ def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
     mode = AccessMode.SINGLE_NODE_READER_ONLY if options.read_only else AccessMode.SINGLE_NODE_WRITER
     here.disks.require_domain(options.domain)
     with closing(StorageMachine(options.controller)) as storage:
+        origin = storage.origin()
+        here.disks.require_origin(volume_id, origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
-    record = here.disks.attach(options.domain, attachment, mode=mode, bus=Bus(options.bus), tell=say)
+    record = here.disks.attach(options.domain, attachment, mode=mode, bus=Bus(options.bus), origin=origin, tell=say)
     say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
     return True
 
 
 def detach(options: argparse.Namespace, here: Here, say: Say) -> bool:
-    """Detach a volume and give its grant back."""
+    """Detach a volume and give its grant back. The first half needs no storage machine."""
     volume_id = requests.get_volume_id(options.volume)
     with closing(StorageMachine(options.controller)) as storage:
-        here.disks.detach(options.domain, volume_id, wait_s=options.wait, tell=say)
-        storage.unpublish(volume_id, here.settings.node_name)
+
+        def give_back() -> None:
+            # Once more: who did not answer before may be anybody.
+            here.disks.require_origin(volume_id, storage.origin())
+            storage.unpublish(volume_id, here.settings.node_name)
+
+        try:
+            asked = storage.origin()
+        except Unreachable:
+            asked = Origin(endpoint=options.controller)
+        here.disks.require_origin(volume_id, asked)
+        here.disks.detach(options.domain, volume_id, give_back=give_back, wait_s=options.wait, tell=say)
     say(f"volume {volume_id} is detached from domain {options.domain}, and its grant is given back")
     return True
 
@@ -74,6 +86,7 @@ def resize(options: argparse.Namespace, here: Here, say: Say) -> bool:
         raise OutOfRange(f"{options.size} is more than ATA can address; ask for at most 128 PiB")
     here.disks.require_disk(options.domain, volume_id)
     with closing(StorageMachine(options.controller)) as storage:
+        here.disks.require_origin(volume_id, storage.origin())
         granted_bytes = storage.expand(volume_id, size_bytes)
     grown_bytes = here.disks.resize(options.domain, volume_id, granted_bytes)
     say(f"volume {volume_id} has {format_bytes(grown_bytes)}; grow the file system inside the guest")

@@ -14,14 +14,22 @@ _Service = csi.PluginCapability.Service
 _Expansion = csi.PluginCapability.VolumeExpansion
 
 
+MANIFEST_NODE = "node"
+"""Key of GetPluginInfo's manifest: the storage machine behind this controller."""
+
+
 class Identity(csi_pb2_grpc.IdentityServicer):
     """Answers for the whole plugin, whichever of its services this process serves."""
+
+    def __init__(self, node: str = "") -> None:
+        """`node`: the machine whose own volumes are served; empty where they are a cluster's."""
+        self._manifest = {MANIFEST_NODE: node} if node else {}
 
     def GetPluginInfo(
         self, request: csi.GetPluginInfoRequest, context: grpc.ServicerContext
     ) -> csi.GetPluginInfoResponse:
-        """Return the driver's name and this build's version."""
-        return csi.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=__version__)
+        """Return the driver's name, this build's version, and which machine this is."""
+        return csi.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=__version__, manifest=self._manifest)
 
     def GetPluginCapabilities(
         self, request: csi.GetPluginCapabilitiesRequest, context: grpc.ServicerContext

@@ -11,14 +11,18 @@ from contextlib import contextmanager
 import grpc
 
 from aoe_core import errors
+from aoe_core.guests.records import Origin
 from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
 from aoe_csi import requests
 from aoe_csi.capabilities import access_mode
+from aoe_csi.identity import MANIFEST_NODE
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
 from aoe_csi.server import parse_endpoint
 
 CALL_S = 120.0
+WHO_S = 15.0
+"""To say who one is touches nothing; only the way there may be long."""
 _KINDS: dict[grpc.StatusCode, type[errors.AoECsiError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: errors.Invalid,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
@@ -58,10 +62,17 @@ class StorageMachine:
             f"unix:{parse_endpoint(endpoint)}", options=[("grpc.service_config", json.dumps(_SERVICE))]
         )
         self._controller = csi_pb2_grpc.ControllerStub(self._channel)
+        self._identity = csi_pb2_grpc.IdentityStub(self._channel)
 
     def close(self) -> None:
         """Drop the connection."""
         self._channel.close()
+
+    def origin(self) -> Origin:
+        """Return who answers here. Raises: Unreachable."""
+        with self._asking():
+            info = self._identity.GetPluginInfo(csi.GetPluginInfoRequest(), timeout=WHO_S)
+        return Origin(node=info.manifest.get(MANIFEST_NODE, ""), endpoint=self._endpoint)
 
     def publish(self, volume_id: VolumeId, node: NodeIdentity, mode: AccessMode) -> Attachment:
         """Grant a node a volume as a block device; a grant it has is returned. Raises: what the controller answers."""

@@ -108,9 +108,8 @@ class GuestCluster(Cluster):
         self.disks[node].attach("g1", self.attachments[volume_id, node], mode=mode)
 
     def detach(self, volume_id: VolumeId, node: NodeName) -> None:
-        """Do what `aoe-csi guest detach` does: detach, then unpublish."""
-        self.disks[node].detach("g1", volume_id)
-        self.engine.unpublish(volume_id, node)
+        """Do what `aoe-csi guest detach` does: detach, and unpublish before it is forgotten."""
+        self.disks[node].detach("g1", volume_id, give_back=lambda: self.engine.unpublish(volume_id, node))
 
     def records(self, node: NodeName) -> GuestRecords:
         """Return the guest records of a node, as a process that reads them sees them."""

@@ -21,7 +21,7 @@ from aoe_core.errors import (
     Unreachable,
 )
 from aoe_core.fakes.hypervisor import Unplug
-from aoe_core.model import Attachment, PoolName, VolumeId, VolumeSpec, serial_of
+from aoe_core.model import AccessMode, Attachment, PoolName, VolumeId, VolumeSpec, serial_of
 from aoe_core.settings import Settings
 from aoe_core.units import MIB
 from aoe_csi.__main__ import parser
@@ -32,6 +32,7 @@ from aoe_csi.server import Server, Services
 
 VOLUME = VolumeId("vol")
 NODE, OTHER_NODE = COMPUTE_NODES
+MODE = AccessMode.SINGLE_NODE_WRITER
 Command = Callable[..., tuple[bool, list[str]]]
 
 
@@ -43,14 +44,29 @@ def cluster() -> GuestCluster:
 
 
 @pytest.fixture
-def guest(cluster: GuestCluster, tmp_path: Path) -> Iterator[Command]:
-    """Run `aoe-csi guest` on a node; returns whether all is well, and what it said."""
-    socket = tmp_path / "storage1.sock"
-    server = Server(str(socket), Services(identity=Identity(), controller=Controller(cluster.engine)))
-    server.start()
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Serve a cluster's storage machine at a socket of a name."""
+    started: list[Server] = []
 
-    def run(act: str, *words: str, node: str = NODE) -> tuple[bool, list[str]]:
-        more = ["--controller", f"unix://{socket}"] if act in ("attach", "detach", "resize") else []
+    def start(cluster: GuestCluster, socket: str, *, node: str = "") -> Server:
+        services = Services(identity=Identity(node), controller=Controller(cluster.engine))
+        server = Server(str(tmp_path / socket), services)
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def guest(cluster: GuestCluster, tmp_path: Path, serve: Callable[..., Server]) -> Command:
+    """Run `aoe-csi guest` on a node; returns whether all is well, and what it said."""
+    serve(cluster, "storage1.sock", node="storage1")
+
+    def run(act: str, *words: str, node: str = NODE, at: str = "storage1.sock") -> tuple[bool, list[str]]:
+        more = ["--controller", f"unix://{tmp_path}/{at}"] if act in ("attach", "detach", "resize") else []
         options = parser().parse_args(["guest", act, *words, *more])
         name = next(one for one in cluster.compute if one == node)
         here = Here(
@@ -62,8 +78,7 @@ def guest(cluster: GuestCluster, tmp_path: Path) -> Iterator[Command]:
         said: list[str] = []
         return ACTS[act](options, here, said.append), said
 
-    yield run
-    server.stop()
+    return run
 
 
 def test_a_volume_s_way_into_a_guest_and_out_again(cluster: GuestCluster, guest: Command) -> None:
@@ -159,6 +174,86 @@ def test_a_guest_that_keeps_its_disk_keeps_its_grant(cluster: GuestCluster, gues
     cluster.compute[NODE].hypervisor.listens(cluster.guest[NODE])
     assert guest("detach", "g1", VOLUME)[0]
     assert cluster.held(VOLUME) == ()
+
+
+OTHERS = [("storage2", "storage2.sock"), ("", "storage2.sock")]
+"""Other storage machines: with a name of its own, and one that is known by its socket alone."""
+
+
+@pytest.fixture(params=OTHERS, ids=["named", "nameless"])
+def other(request: pytest.FixtureRequest, serve: Callable[..., Server]) -> GuestCluster:
+    """Another storage machine, that knows nothing of the first one and has a volume of the same name."""
+    made = GuestCluster()
+    made.engine.create_volume(VolumeSpec(volume_id=VOLUME, pool=PoolName("thick"), size_bytes=8 * MIB))
+    name, socket = request.param
+    serve(made, socket, node=name)
+    return made
+
+
+@pytest.mark.parametrize("words", [("attach", "g1"), ("detach", "g1"), ("resize", "g1")])
+def test_another_storage_machine_than_the_one_that_granted_is_refused_before_anything_is_done(
+    cluster: GuestCluster, guest: Command, other: GuestCluster, words: tuple[str, str]
+) -> None:
+    guest("attach", "g1", VOLUME)
+    other.engine.publish(VOLUME, cluster.identity(NODE), MODE, read_only=False, block=True)
+    before = guest("list", "--json")
+    more = ["12MiB"] if words[0] == "resize" else []
+    with pytest.raises(Conflict, match=r"granted by storage machine storage1, .*ask at unix://.*/storage1\.sock"):
+        guest(*words, VOLUME, *more, at="storage2.sock")
+    assert guest("list", "--json") == before
+    for one in (cluster, other):
+        assert len(one.held(VOLUME)) == 1
+        assert one.engine.get_volume(VOLUME).volume.size_bytes == 8 * MIB
+    assert guest("detach", "g1", VOLUME)[0]
+    assert cluster.held(VOLUME) == ()
+
+
+def test_a_storage_machine_is_known_by_its_name_wherever_it_is_asked(
+    cluster: GuestCluster, guest: Command, serve: Callable[..., Server]
+) -> None:
+    guest("attach", "g1", VOLUME)
+    serve(cluster, "elsewhere.sock", node="storage1")
+    guest("resize", "g1", VOLUME, "12MiB", at="elsewhere.sock")
+    assert guest("detach", "g1", VOLUME, at="elsewhere.sock")[0]
+
+
+def test_a_grant_that_cannot_be_given_back_yet_stays_on_record(
+    cluster: GuestCluster, guest: Command, serve: Callable[..., Server]
+) -> None:
+    """The disk is gone; who has to take the grant back is still known, after a boot too, and nothing is readied."""
+    serve(GuestCluster(), "storage2.sock", node="storage2")
+    late = serve(cluster, "late.sock", node="storage1")
+    guest("attach", "g1", VOLUME, at="late.sock")
+    late.stop()
+    with pytest.raises(Unreachable, match=r"late\.sock"):
+        guest("detach", "g1", VOLUME, at="late.sock")
+    assert cluster.guest[NODE].live == cluster.guest[NODE].config == {}
+    well, said = guest("list")
+    assert not well
+    assert "ending" in said[0]
+    cluster.world.power_loss(NODE)
+    cluster.world.boot(NODE)
+    assert guest("ready") == (True, [])
+    with pytest.raises(Conflict, match="granted by storage machine storage1"):
+        guest("detach", "g1", VOLUME, at="storage2.sock")
+    assert len(cluster.held(VOLUME)) == 1
+    assert guest("detach", "g1", VOLUME)[0]
+    assert cluster.held(VOLUME) == ()
+    assert guest("list")[0]
+
+
+def test_a_volume_whose_grant_is_still_to_be_given_back_may_be_attached_again(
+    cluster: GuestCluster, guest: Command, serve: Callable[..., Server]
+) -> None:
+    late = serve(cluster, "late.sock", node="storage1")
+    guest("attach", "g1", VOLUME, at="late.sock")
+    late.stop()
+    with pytest.raises(Unreachable):
+        guest("detach", "g1", VOLUME, at="late.sock")
+    cluster.engine.unpublish(VOLUME, NODE)
+    guest("attach", "g1", VOLUME)  # Through another address.
+    assert guest("list")[0]
+    assert guest("detach", "g1", VOLUME)[0]
 
 
 def test_a_storage_machine_that_does_not_answer_is_named(cluster: GuestCluster, tmp_path: Path) -> None:

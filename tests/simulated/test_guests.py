@@ -587,6 +587,19 @@ def test_a_record_that_is_lost_does_not_keep_a_disk_from_being_detached(attached
     gone(attached)
 
 
+def test_a_detach_whose_grant_is_not_given_back_is_known_and_does_nothing_twice(attached: GuestCluster) -> None:
+    def fails() -> None:
+        raise Unreachable("nobody is there")
+
+    with pytest.raises(Unreachable):
+        attached.disks[NODE].detach("g1", VOLUME, give_back=fails)
+    (record,) = attached.records(NODE).all()
+    assert (record.wanted, record.released) == (False, True)
+    assert not attached.is_staged(VOLUME, NODE)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
 # --- machines that end ------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from aoe_core.attach.records import StageRecord
 from aoe_core.errors import Conflict, InUse, Invalid
 from aoe_core.guests.disk import alias_of
-from aoe_core.guests.records import Bus, GuestRecord
+from aoe_core.guests.records import Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
 from aoe_core.model import AccessMode, Attachment, VolumeId
 
@@ -55,6 +55,18 @@ def require_admissible(
                 f"domain {domain.name} has serial {disk.serial} on disk {disk.target} ({disk.source}), which is not "
                 f"this driver's; take that disk away before volume {volume_id} is attached"
             )
+
+
+def require_origin(record: GuestRecord | None, asked: Origin) -> None:
+    """Check that who is asked about a volume is who granted it. Raises: Conflict naming the right one."""
+    if record is None or not record.origin.is_other(asked):
+        return
+    origin = record.origin
+    raise Conflict(
+        f"volume {record.volume_id} of domain {record.domain_name} was granted by storage machine "
+        f"{origin.node or 'without a name'}, and {asked.endpoint} leads to {asked.node or 'somewhere else'}; ask at "
+        f"{origin.endpoint or origin.node}"
+    )
 
 
 def _grant(attachment: Attachment) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ made again, or its opposite, and finds its way. A device is let go of only when 
 
 import enum
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from aoe_core.attach.records import BlockUse
 from aoe_core.attach.staged import device_path
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.guests import plan
-from aoe_core.guests.admission import require_admissible, require_stage_for_guests
+from aoe_core.guests.admission import require_admissible, require_origin, require_stage_for_guests
 from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
 from aoe_core.guests.host import GuestHost
-from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, records_of
+from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, Origin, records_of
 from aoe_core.guests.release import LET_GO_S, Tell, await_release, silently
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Domain, DomainDisk
@@ -34,6 +34,13 @@ from aoe_core.settings import Settings
 
 _ROUNDS = 8
 """How often a call is planned anew because the domain changed under it; three are what a detach takes."""
+
+
+_NOBODY = Origin()
+
+
+def _keep() -> None:
+    """Give nothing back."""
 
 
 class DiskState(enum.Enum):
@@ -108,10 +115,11 @@ class GuestDisks:
         *,
         mode: AccessMode = AccessMode.SINGLE_NODE_WRITER,
         bus: Bus = Bus.VIRTIO,
+        origin: Origin = _NOBODY,
         tell: Tell = silently,
     ) -> GuestRecord:
         """Make a granted volume a disk of a domain, now if it runs and from its next start on if it has a
-        configuration; return the record, which has the target.
+        configuration; return the record, which has the target. `origin`: who granted it.
 
         Raises: NotFound (no such domain), InUse (another domain's, or staged for something else), Conflict (there
         otherwise, or its serial is taken), NoSpace (no free slot), what `Attacher.stage` raises, Busy, Unfinished.
@@ -120,40 +128,41 @@ class GuestDisks:
         with self._holding(volume_id):
             domain = self._host.hypervisor.get_domain(domain_name)
             earlier = self._records.find(volume_id)
+            require_origin(earlier, origin)
+            if earlier is not None and earlier.released:
+                earlier = None  # Only a grant is left of it, which this one is, or which has been given back.
             users = self._users(volume_id, alias_of(attachment.serial), attachment)
             require_admissible(domain, attachment, mode, bus, earlier=earlier, users=users)
             self._require_stage_for_guests(volume_id)
             if earlier is not None and not earlier.wanted:
                 # It may have been asked to let go, and would do so after we said that it has it.
                 await_release(self._host, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
-            record = self._recorded(domain, attachment, earlier, mode, bus)
+            record = self._recorded(domain, attachment, earlier, mode=mode, bus=bus, origin=origin)
             self._attach(record, tell)
             return record
 
-    def detach(self, domain_name: str, volume_id: VolumeId, *, wait_s: float = LET_GO_S, tell: Tell = silently) -> None:
-        """Take a volume from a domain and let go of its device; what is gone already is detached.
+    def detach(
+        self,
+        domain_name: str,
+        volume_id: VolumeId,
+        *,
+        give_back: Callable[[], None] = _keep,
+        wait_s: float = LET_GO_S,
+        tell: Tell = silently,
+    ) -> None:
+        """Take a volume from a domain, let go of its device, and have its grant given back; what is gone already is
+        detached. The record goes last: whoever is killed before `give_back` ended, or whom it refuses, calls again.
 
         Raises: Conflict (it is another domain's), InUse (another domain has it too; still open), Unfinished (the guest
-        keeps it: call again), Unreachable (libvirt does not answer), Busy.
+        keeps it: call again), Unreachable (libvirt does not answer), Busy; what `give_back` raises.
         """
         with self._holding(volume_id):
             record = self._records.find(volume_id)
             uuid = self._uuid_to_leave(domain_name, volume_id, record)
-            if record is not None and record.wanted:
-                self._records.put(msgspec.structs.replace(record, wanted=False))
-            alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
-            for _ in range(_ROUNDS):
-                steps = self._next_of_detach(volume_id, alias, uuid)
-                for action in steps:
-                    if isinstance(action, plan.AskGuest):
-                        await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
-                    else:
-                        self._do(action, volume_id, alias)
-                if plan.Drop() in steps:
-                    return
-            raise Unfinished(
-                f"disk {alias} of domain {domain_name} comes back each time it is taken out; see who does so"
-            )
+            if record is None or not record.released:
+                self._detach(volume_id, record, uuid, wait_s=wait_s, tell=tell)
+            give_back()
+            self._records.drop(volume_id)
 
     def resize(self, domain_name: str, volume_id: VolumeId, size_bytes: int) -> int:
         """Let the device and the running guest take the size that the volume has on its storage node; return the
@@ -174,6 +183,10 @@ class GuestDisks:
     def require_disk(self, domain_name: str, volume_id: VolumeId) -> None:
         """Check that a volume is a disk of a domain. Raises: NotFound, Conflict."""
         self._require_disk(domain_name, volume_id, self._records.find(volume_id))
+
+    def require_origin(self, volume_id: VolumeId, asked: Origin) -> None:
+        """Check that a storage machine is the one that granted a volume, if it is on record. Raises: Conflict."""
+        require_origin(self._records.find(volume_id), asked)
 
     def list(self) -> tuple[GuestDisk, ...]:
         """Return every recorded disk, and what libvirt says of it if it answers."""
@@ -196,16 +209,16 @@ class GuestDisks:
     # --- after a boot -------------------------------------------------------------------------------------------
 
     def to_ready(self) -> tuple[VolumeId, ...]:
-        """Return the volumes that a domain may name as its disks: every one on record, for what a detach has not come
-        to the end of may still be in a configuration."""
-        return tuple(one.volume_id for one in self._records.all())
+        """Return the volumes that a domain may name as its disks: every one on record but those proven gone, for what a
+        detach has not come to the end of may still be in a configuration."""
+        return tuple(one.volume_id for one in self._records.all() if not one.released)
 
     def ready(self, volume_id: VolumeId) -> None:
         """Bring a recorded volume's device and link back after a boot, without asking libvirt: its domains wait for
         it. One that nobody wants any more is ready. Raises: what `Attacher.stage` raises, Busy."""
         with self._holding(volume_id):
             record = self._records.find(volume_id)
-            if record is not None:
+            if record is not None and not record.released:
                 self._stage(record)
                 self._link(record)
 
@@ -229,7 +242,14 @@ class GuestDisks:
         return domain
 
     def _recorded(
-        self, domain: Domain, attachment: Attachment, earlier: GuestRecord | None, mode: AccessMode, bus: Bus
+        self,
+        domain: Domain,
+        attachment: Attachment,
+        earlier: GuestRecord | None,
+        *,
+        mode: AccessMode,
+        bus: Bus,
+        origin: Origin,
     ) -> GuestRecord:
         """Choose a target, and write the record unless the disk is there as another. Two that attach to one domain must
         not choose the same target."""
@@ -254,6 +274,7 @@ class GuestDisks:
                 mode=mode,
                 target=target,
                 wanted=True,
+                origin=origin if origin.node or earlier is None else earlier.origin,
             )
             plan.plan_attach(disk_of(record, self._host.links.path(record.volume_id)), domain)
             self._records.put(record)
@@ -300,6 +321,23 @@ class GuestDisks:
             f"({refused or 'its disk did not stay'}); call again"
         )
 
+    def _detach(
+        self, volume_id: VolumeId, record: GuestRecord | None, uuid: str | None, *, wait_s: float, tell: Tell
+    ) -> None:
+        if record is not None and record.wanted:
+            self._records.put(msgspec.structs.replace(record, wanted=False))
+        alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
+        for _ in range(_ROUNDS):
+            steps = self._next_of_detach(volume_id, alias, uuid)
+            for action in steps:
+                if isinstance(action, plan.AskGuest):
+                    await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
+                else:
+                    self._do(action, volume_id, alias)
+            if plan.Release() in steps:
+                return
+        raise Unfinished(f"disk {alias} of domain {uuid} comes back each time it is taken out; see who does so")
+
     def _next_of_detach(self, volume_id: VolumeId, alias: str, uuid: str | None) -> tuple[plan.Action, ...]:
         domain = self._find_domain(uuid) if uuid is not None else None
         steps = plan.plan_detach(alias, domain)
@@ -326,13 +364,18 @@ class GuestDisks:
                 self._host.links.remove(volume_id)
             case plan.Unstage():
                 self._attacher.unstage(volume_id, self.staging_path(volume_id))
-            case plan.Drop():
-                self._records.drop(volume_id)
+            case plan.Release():
+                self._released(volume_id)
 
     def _stage(self, record: GuestRecord) -> None:
         self._unlink_others(record)
         use = BlockUse(mode=record.mode, read_only=record.read_only)
         self._attacher.stage(record.attachment, self.staging_path(record.volume_id), use)
+
+    def _released(self, volume_id: VolumeId) -> None:
+        record = self._records.find(volume_id)
+        if record is not None:
+            self._records.put(msgspec.structs.replace(record, wanted=False, released=True))
 
     def _unlink_others(self, record: GuestRecord) -> None:
         """Remove what other volumes left that leads to the device: their domains would have this volume by it. One that

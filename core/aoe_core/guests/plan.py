@@ -64,12 +64,12 @@ class Unstage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drop:
-    """Forget it."""
+class Release:
+    """Note that nothing of it is here any more."""
 
 
-Action = Stage | Link | AttachConfig | AttachLive | DetachConfig | AskGuest | Unlink | Unstage | Drop
-_GONE: tuple[Action, ...] = (Unlink(), Unstage(), Drop())
+Action = Stage | Link | AttachConfig | AttachLive | DetachConfig | AskGuest | Unlink | Unstage | Release
+_GONE: tuple[Action, ...] = (Unlink(), Unstage(), Release())
 
 
 def plan_attach(disk: DomainDisk, domain: Domain) -> tuple[Action, ...]:

@@ -1,8 +1,8 @@
 """Guest records: which volume is, or is to be, a disk of which guest; one fsynced file per volume.
 
-Written before anything is done for a guest and removed after everything is undone, so whoever comes after a crash knows
-what there may be. It holds the grant, too: after a boot of this host the devices are brought back before any
-orchestrator is asked, since the guests that start with the host need them.
+Written before anything is done for a guest and removed after everything is undone and the grant is given back, so
+whoever comes after a crash knows what there may be, and whose it is. It holds the grant, too: after a boot of this host
+the devices are brought back before anybody is asked, since the guests that start with the host need them.
 """
 
 import enum
@@ -23,6 +23,22 @@ class Bus(enum.Enum):
     SCSI = "scsi"
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The storage machine that granted a volume: only there is the grant given back, or the volume grown. Another one
+    may have a volume of the same name, and agrees to everything."""
+
+    node: str = ""
+    """Its name, as it says it; empty when it does not."""
+    endpoint: str = ""
+    """Where it was asked last."""
+
+    def is_other(self, asked: "Origin") -> bool:
+        """Say whether another machine is asked: by their names, or else by where they are asked."""
+        if self.node and asked.node:
+            return self.node != asked.node
+        return bool(self.endpoint) and self.endpoint != asked.endpoint
+
+
 class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One volume as a guest's disk."""
 
@@ -37,6 +53,9 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The name among the domain's disks that was chosen for it."""
     wanted: bool
     """False from the moment it is to be detached."""
+    released: bool = False
+    """Nothing of it is on this host any more; what is left is to give its grant back."""
+    origin: Origin = Origin()
 
     @property
     def volume_id(self) -> VolumeId:

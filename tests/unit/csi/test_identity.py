@@ -1,5 +1,7 @@
 import re
+from typing import Any
 
+from aoe_csi.identity import Identity
 from aoe_csi.proto import csi_pb2 as csi
 
 from .plugin import Plugin
@@ -9,6 +11,16 @@ def test_the_plugin_says_who_it_is(plugin: Plugin) -> None:
     info = plugin.identity.GetPluginInfo(csi.GetPluginInfoRequest())
     assert info.name == "aoe-csi.dev"
     assert re.match(r"\d+\.\d+", info.vendor_version)
+
+
+def test_a_storage_machine_says_which_one_it_is() -> None:
+    context: Any = None
+
+    def manifest(identity: Identity) -> dict[str, str]:
+        return dict(identity.GetPluginInfo(csi.GetPluginInfoRequest(), context).manifest)
+
+    assert manifest(Identity("storage1")) == {"node": "storage1"}
+    assert manifest(Identity()) == {}
 
 
 def test_the_plugin_says_what_it_offers(plugin: Plugin) -> None:

@@ -71,7 +71,7 @@ def test_a_device_is_there_before_anybody_is_told_of_it_and_the_configuration_kn
 def test_a_detach_takes_one_step_at_a_time_and_lets_go_last(before: Domain) -> None:
     now = before
     steps: list[plan.Action] = []
-    while plan.Drop() not in steps:
+    while plan.Release() not in steps:
         (first, *rest) = plan.plan_detach(ALIAS, now)
         steps += [first, *rest]
         if plan.Unstage() in (first, *rest):
@@ -84,11 +84,11 @@ def test_a_detach_takes_one_step_at_a_time_and_lets_go_last(before: Domain) -> N
         expected.append(plan.DetachConfig(uuid=UUID))
     if find_disk(before.live, ALIAS):
         expected.append(plan.AskGuest(uuid=UUID))
-    assert steps == [*expected, plan.Unlink(), plan.Unstage(), plan.Drop()]
+    assert steps == [*expected, plan.Unlink(), plan.Unstage(), plan.Release()]
 
 
 def test_a_domain_that_is_gone_has_nothing() -> None:
-    assert plan.plan_detach(ALIAS, None) == (plan.Unlink(), plan.Unstage(), plan.Drop())
+    assert plan.plan_detach(ALIAS, None) == (plan.Unlink(), plan.Unstage(), plan.Release())
 
 
 def test_a_domain_that_sleeps_wakes_with_what_it_had_and_is_left_alone() -> None:
