@@ -313,8 +313,8 @@ def test_a_volume_of_another_domain_is_refused_and_so_is_taking_it_from_there_by
     attachment = attached.attachments[VOLUME, NODE]
     disks = attached.disks[NODE]
     refused(attached, InUse, "a disk of domain g1 .* detach it there", lambda: disks.attach("g2", attachment))
-    refused(attached, Conflict, "a disk of domain g1", lambda: disks.detach("g2", VOLUME))
-    refused(attached, Conflict, "a disk of domain g1", lambda: disks.detach("nobody", VOLUME))
+    refused(attached, Conflict, "which was called g1, and not of g2", lambda: disks.detach("g2", VOLUME))
+    refused(attached, Conflict, "which was called g1, and not of nobody", lambda: disks.detach("nobody", VOLUME))
     refused(attached, Conflict, "of domain g1, not of g2", lambda: disks.resize("g2", VOLUME, GROWN_BYTES))
 
 
@@ -572,8 +572,29 @@ def test_a_domain_that_was_made_anew_under_its_name_is_another_one(attached: Gue
     attached.guest[NODE] = hypervisor.define("g1")
     attachment = attached.attachments[VOLUME, NODE]
     refused(attached, InUse, "detach it there", lambda: attached.disks[NODE].attach("g1", attachment))
-    attached.detach(VOLUME, NODE)
+    refused(attached, Conflict, "give that UUID", lambda: attached.disks[NODE].detach("g1", VOLUME))
+    attached.disks[NODE].detach(guest.uuid.upper(), VOLUME)
     attached.attach(VOLUME, NODE)
+    attached.detach(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_former_name_that_is_another_domain_s_now_takes_nothing_from_the_one_it_was(attached: GuestCluster) -> None:
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    hypervisor.stop(guest)  # libvirt renames no domain that runs.
+    guest.name = "old"
+    hypervisor.define("g1")
+    refused(attached, Conflict, "give that UUID", lambda: attached.disks[NODE].detach("g1", VOLUME))
+    hypervisor.start(guest)
+    assert read_back(attached) == b"written"
+    attached.disks[NODE].detach("old", VOLUME)
+    attached.engine.unpublish(VOLUME, NODE)
+    gone(attached)
+
+
+def test_a_former_name_counts_while_no_domain_has_it(attached: GuestCluster) -> None:
+    attached.compute[NODE].hypervisor.stop(attached.guest[NODE])
+    attached.guest[NODE].name = "renamed"
     attached.detach(VOLUME, NODE)
     gone(attached)
 

@@ -237,7 +237,7 @@ class GuestDisks:
         if record is None or not record.wanted:
             raise NotFound(f"volume {volume_id} is no disk of a guest of this host; attach it first")
         domain = self._host.hypervisor.get_domain(record.domain_uuid)
-        if domain_name not in (domain.name, domain.uuid):
+        if domain_name != domain.name and domain_name.lower() != domain.uuid:
             raise Conflict(f"volume {volume_id} is a disk of domain {domain.name}, not of {domain_name}; name that one")
         return domain
 
@@ -281,18 +281,21 @@ class GuestDisks:
             return record
 
     def _uuid_to_leave(self, domain_name: str, volume_id: VolumeId, record: GuestRecord | None) -> str | None:
-        """Return the UUID of the domain that is to lose a volume, None when there is no such domain."""
-        if record is not None and domain_name in (record.domain_name, record.domain_uuid):
-            return record.domain_uuid
+        """Return the UUID of the domain that is to lose a volume, None when there is no such domain.
+
+        Names move from domain to domain: the one on record counts only while no domain has it.
+        """
         named = self._find_domain(domain_name)
-        if record is not None and (named is None or named.uuid != record.domain_uuid):
-            raise Conflict(
-                f"volume {volume_id} is a disk of domain {record.domain_name} ({record.domain_uuid}), not of "
-                f"{domain_name}; detach it there"
-            )
         if record is None:
             self._require_stage_for_guests(volume_id)
-        return named.uuid if named is not None else None
+            return named.uuid if named is not None else None
+        meant = named.uuid if named is not None else domain_name.lower()
+        if meant != record.domain_uuid and (named is not None or domain_name != record.domain_name):
+            raise Conflict(
+                f"volume {volume_id} is a disk of the domain with UUID {record.domain_uuid}, which was called "
+                f"{record.domain_name}, and not of {domain_name}; give that UUID"
+            )
+        return record.domain_uuid
 
     # --- doing --------------------------------------------------------------------------------------------------
 
