@@ -518,6 +518,20 @@ def test_a_guest_that_sleeps_keeps_its_disk_until_it_wakes(attached: GuestCluste
     gone(attached)
 
 
+def test_a_guest_that_sleeps_gets_no_disk_and_the_grant_can_be_given_back(cluster: GuestCluster) -> None:
+    hypervisor, guest = cluster.compute[NODE].hypervisor, cluster.guest[NODE]
+    hypervisor.save(guest)
+    attachment = granted(cluster)
+    refused(cluster, InUse, "managedsave-remove", lambda: cluster.disks[NODE].attach("g1", attachment))
+    assert cluster.records(NODE).all() == ()
+    cluster.detach(VOLUME, NODE)
+    assert cluster.held(VOLUME) == ()
+    hypervisor.start(guest)
+    cluster.attach(VOLUME, NODE)
+    cluster.detach(VOLUME, NODE)
+    gone(cluster)
+
+
 @pytest.mark.parametrize("ending", ["stop", "transient", "undefine"])
 @pytest.mark.parametrize("when", ["config", "live"])
 def test_a_guest_that_ends_while_it_is_attached_to(cluster: GuestCluster, ending: str, when: str) -> None:

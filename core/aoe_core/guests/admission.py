@@ -21,9 +21,16 @@ def require_admissible(
 ) -> None:
     """Check what is asked for against what there is. `users`: every domain that has the volume's disk.
 
-    Raises: Invalid (the grant is for reading), InUse (another domain's), Conflict (there otherwise, serial taken).
+    Raises: Invalid (the grant is for reading), InUse (another domain's, or it sleeps), Conflict (there otherwise,
+    serial taken).
     """
     volume_id = attachment.volume_id
+    if domain.saved:
+        # It would wake without the disk, and nothing tells what its memory's image has from what it has not.
+        raise InUse(
+            f"domain {domain.name} sleeps with its memory on disk, and wakes with the disks it had then; use virsh "
+            f"start, or virsh managedsave-remove, then attach volume {volume_id}"
+        )
     if mode.writes and not attachment.writable:
         raise Invalid(f"volume {volume_id} is granted for reading only; attach it read-only, or publish it again")
     if earlier is not None and earlier.domain_uuid != domain.uuid:

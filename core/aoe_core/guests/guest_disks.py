@@ -343,12 +343,14 @@ class GuestDisks:
 
     def _next_of_detach(self, volume_id: VolumeId, alias: str, uuid: str | None) -> tuple[plan.Action, ...]:
         domain = self._find_domain(uuid) if uuid is not None else None
-        steps = plan.plan_detach(alias, domain)
+        record = self._records.find(volume_id)
+        recorded = record is not None
+        steps = plan.plan_detach(alias, domain, recorded=recorded)
         if plan.Unstage() not in steps:
             return steps
         # Everybody is asked only before the device goes: each domain's XML is a question of its own.
-        record = self._records.find(volume_id)
-        return plan.plan_detach(alias, domain, self._users(volume_id, alias, record.attachment if record else None))
+        users = self._users(volume_id, alias, record.attachment if record else None)
+        return plan.plan_detach(alias, domain, users, recorded=recorded)
 
     def _do(self, action: plan.Action, volume_id: VolumeId, alias: str, record: GuestRecord | None = None) -> None:
         match action:

@@ -90,12 +90,17 @@ def is_attached(disk: DomainDisk, domain: Domain) -> bool:
     return plan_attach(disk, domain) == (Stage(), Link())
 
 
-def plan_detach(alias: str, domain: Domain | None, others: Sequence[Domain] = ()) -> tuple[Action, ...]:
+def plan_detach(
+    alias: str, domain: Domain | None, others: Sequence[Domain] = (), *, recorded: bool
+) -> tuple[Action, ...]:
     """Return the next step of taking a disk from a domain; the last ones come together, when no domain has it.
 
-    `domain`: None when it is proven absent. `others`: every other domain that has the volume. Raises: InUse.
+    `domain`: None when it is proven absent. `others`: every other domain that has the volume. `recorded`: whether the
+    volume was to be this domain's disk. Raises: InUse.
     """
-    if domain is not None and domain.saved:
+    # What a sleeping domain wakes with is in its memory's image, not in its configuration. None gets a disk while it
+    # sleeps, so one on record, or in the configuration, may have slept in with it; any other one has not.
+    if domain is not None and domain.saved and (recorded or find_disk(domain.config, alias)):
         raise InUse(
             f"domain {domain.name} sleeps with its memory on disk, and wakes with the disks it had; start it, or use "
             "virsh managedsave-remove, then detach the volume again"

@@ -1,5 +1,6 @@
 """What is refused before anything is done, and with which remedy."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ FINE: dict[str, Any] = {
     "users": (),
 }
 LOCAL = attachment(transport=Transport.LOCAL, address=None, san=None, device="/dev/vg0/v-web")
+ASLEEP = replace(domain(running=False), saved=True)
 THIEF = DomainDisk(target="vdc", bus="virtio", serial=SERIAL, source="/images/copy.raw")
 
 
@@ -57,6 +59,8 @@ def test_what_may_be(more: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("more", "error", "words"),
     [
+        ({"domain": ASLEEP}, InUse, "virsh start, or virsh managedsave-remove"),
+        ({"domain": ASLEEP, "earlier": record()}, InUse, "sleeps"),
         ({"attachment": attachment(writable=False)}, Invalid, "for reading only"),
         ({"earlier": record(domain_uuid=OTHER_UUID, domain_name="g2")}, InUse, "disk of domain g2"),
         ({"earlier": record(domain_uuid=OTHER_UUID, wanted=False)}, InUse, "detach it there"),

@@ -72,7 +72,7 @@ def test_a_detach_takes_one_step_at_a_time_and_lets_go_last(before: Domain) -> N
     now = before
     steps: list[plan.Action] = []
     while plan.Release() not in steps:
-        (first, *rest) = plan.plan_detach(ALIAS, now)
+        (first, *rest) = plan.plan_detach(ALIAS, now, recorded=True)
         steps += [first, *rest]
         if plan.Unstage() in (first, *rest):
             assert find_disk((*now.live, *now.config), ALIAS) is None
@@ -88,23 +88,27 @@ def test_a_detach_takes_one_step_at_a_time_and_lets_go_last(before: Domain) -> N
 
 
 def test_a_domain_that_is_gone_has_nothing() -> None:
-    assert plan.plan_detach(ALIAS, None) == (plan.Unlink(), plan.Unstage(), plan.Release())
+    assert plan.plan_detach(ALIAS, None, recorded=True) == (plan.Unlink(), plan.Unstage(), plan.Release())
 
 
 def test_a_domain_that_sleeps_wakes_with_what_it_had_and_is_left_alone() -> None:
-    for there in ((), (OURS,)):
+    def asleep(*there: DomainDisk) -> Domain:
+        return replace(domain(running=False, config=there), saved=True)
+
+    for one, recorded in ((asleep(), True), (asleep(OURS), True), (asleep(OURS), False)):
         with pytest.raises(InUse, match="managedsave-remove"):
-            plan.plan_detach(ALIAS, replace(domain(running=False, config=there), saved=True))
+            plan.plan_detach(ALIAS, one, recorded=recorded)
+    assert plan.plan_detach(ALIAS, asleep(), recorded=False) == (plan.Unlink(), plan.Unstage(), plan.Release())
 
 
 def test_the_device_stays_while_another_domain_has_it() -> None:
     other = domain(name="g2", uuid=OTHER_UUID, config=(OURS,))
     with pytest.raises(InUse, match="domain g2"):
-        plan.plan_detach(ALIAS, domain(), [other])
+        plan.plan_detach(ALIAS, domain(), [other], recorded=True)
     with pytest.raises(InUse, match="domain g2"):
-        plan.plan_detach(ALIAS, None, [other])
+        plan.plan_detach(ALIAS, None, [other], recorded=True)
     # What concerns the domain itself is done all the same.
-    assert plan.plan_detach(ALIAS, domain(config=(OURS,)), [other]) == (plan.DetachConfig(uuid=UUID),)
+    assert plan.plan_detach(ALIAS, domain(config=(OURS,)), [other], recorded=True) == (plan.DetachConfig(uuid=UUID),)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_our_disk_as_another_one_is_a_conflict(other: DomainDisk, live: bool) ->
     there = domain(live=(other,)) if live else domain(config=(other,))
     with pytest.raises(Conflict, match="detach it first"):
         plan.plan_attach(OURS, there)
-    assert plan.plan_detach(ALIAS, there)[0] in (plan.AskGuest(uuid=UUID), plan.DetachConfig(uuid=UUID))
+    assert plan.plan_detach(ALIAS, there, recorded=True)[0] in (plan.AskGuest(uuid=UUID), plan.DetachConfig(uuid=UUID))
 
 
 def test_the_same_disk_is_none() -> None:
