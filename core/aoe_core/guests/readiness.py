@@ -12,13 +12,16 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from aoe_core.attach.attacher import Attacher
-from aoe_core.errors import AoECsiError, Busy, NotFound, Unfinished, Unreachable
+from aoe_core.errors import AoECsiError, Conflict, IdentityMismatch, Invalid
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.model import VolumeId
 
 READY_S = 90.0
 """A storage machine that starts together with this one needs a minute or so."""
 _AGAIN_S = 1.0
+_FOR_GOOD = (Invalid, Conflict, IdentityMismatch)
+"""What no waiting mends. Everything else passes, or may: a command that fails while the machine comes up, a device that
+somebody looks at, a logical volume that is not active yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +52,12 @@ def ready_all(disks: GuestDisks, attacher: Attacher, *, limit_s: float = READY_S
 
 
 def _prepare(attacher: Attacher, ends_s: float) -> None:
-    """Make the driver ready; a network interface may come late."""
+    """Make the driver ready; a network interface may come late, and commands fail while a machine comes up."""
     while True:
         try:
             attacher.prepare()
-        except NotFound:
-            if time.monotonic() >= ends_s:
+        except AoECsiError as error:
+            if isinstance(error, _FOR_GOOD) or time.monotonic() >= ends_s:
                 raise
             time.sleep(_AGAIN_S)
         else:
@@ -78,11 +81,9 @@ def _readied(disks: GuestDisks, volume_id: VolumeId, ends_s: float) -> Readied:
     while True:
         try:
             disks.ready(volume_id)
-        except (Busy, Unfinished, Unreachable) as error:
-            if time.monotonic() >= ends_s:
+        except AoECsiError as error:
+            if isinstance(error, _FOR_GOOD) or time.monotonic() >= ends_s:
                 return Readied(volume_id=volume_id, problem=str(error))
             time.sleep(_AGAIN_S)
-        except AoECsiError as error:
-            return Readied(volume_id=volume_id, problem=str(error))
         else:
             return Readied(volume_id=volume_id)
