@@ -49,12 +49,12 @@ def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
     """Publish a volume to this machine and attach it. Returns, as every act, whether nothing needs attention."""
     volume_id = requests.get_volume_id(options.volume)
     mode = AccessMode.SINGLE_NODE_READER_ONLY if options.read_only else AccessMode.SINGLE_NODE_WRITER
-    here.disks.require_domain(options.domain)
+    bus = Bus(options.bus)
     with closing(StorageMachine(options.controller)) as storage:
         origin = storage.origin()
-        here.disks.require_origin(volume_id, origin)
+        here.disks.require_admissible(options.domain, volume_id, mode, bus, origin=origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
-    record = here.disks.attach(options.domain, attachment, mode=mode, bus=Bus(options.bus), origin=origin, tell=say)
+    record = here.disks.attach(options.domain, attachment, mode=mode, bus=bus, origin=origin, tell=say)
     say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
     return True
 

@@ -9,6 +9,7 @@ import pytest
 from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE
 from tests.simulated.guest_cluster import GuestCluster
 
+from aoe_core.attach.records import BlockUse
 from aoe_core.errors import (
     AoECsiError,
     Conflict,
@@ -21,6 +22,8 @@ from aoe_core.errors import (
     Unreachable,
 )
 from aoe_core.fakes.hypervisor import Unplug
+from aoe_core.fakes.links import LINKS
+from aoe_core.host.contracts import DomainDisk
 from aoe_core.model import AccessMode, Attachment, PoolName, VolumeId, VolumeSpec, serial_of
 from aoe_core.settings import Settings
 from aoe_core.units import MIB
@@ -126,6 +129,37 @@ def test_a_missing_domain_is_refused_before_anything_is_granted(cluster: GuestCl
     with pytest.raises(NotFound, match="nobody"):
         guest("attach", "nobody", VOLUME)
     assert cluster.held(VOLUME) == ()
+
+
+def test_what_is_refused_here_leaves_no_grant(cluster: GuestCluster, guest: Command) -> None:
+    hypervisor, domain = cluster.compute[NODE].hypervisor, cluster.guest[NODE]
+
+    def refused(words: str) -> None:
+        with pytest.raises((InUse, Conflict), match=words):
+            guest("attach", "g1", VOLUME)
+        assert cluster.held(VOLUME) == ()
+
+    other = hypervisor.define("g2")
+    other.config = {"vdc": DomainDisk(target="vdc", bus="virtio", source=f"{LINKS}/{VOLUME}")}
+    refused("named as a disk by domain g2")
+    other.config.clear()
+    domain.config = {"vdc": DomainDisk(target="vdc", bus="virtio", serial=serial_of(VOLUME))}
+    refused("take that disk away")
+    domain.config.clear()
+    hypervisor.save(domain)
+    refused("managedsave-remove")
+    hypervisor.start(domain)
+    assert guest("attach", "g1", VOLUME)[0]
+
+
+def test_a_volume_that_is_staged_for_something_else_is_refused_and_keeps_its_grant(
+    cluster: GuestCluster, guest: Command
+) -> None:
+    attachment = cluster.engine.publish(VOLUME, cluster.identity(NODE), MODE, read_only=False, block=True)
+    cluster.attachers[NODE].stage(attachment, "/srv/vol", BlockUse(mode=MODE))
+    with pytest.raises(InUse, match="staged at /srv/vol"):
+        guest("attach", "g1", VOLUME)
+    assert len(cluster.held(VOLUME)) == 1
 
 
 def test_a_size_is_refused_before_the_volume_is_grown_where_the_guest_has_no_such_disk(

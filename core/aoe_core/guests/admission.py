@@ -7,32 +7,26 @@ from aoe_core.errors import Conflict, InUse, Invalid
 from aoe_core.guests.disk import alias_of
 from aoe_core.guests.records import Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
-from aoe_core.model import AccessMode, Attachment, VolumeId
+from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
 
 
 def require_admissible(
     domain: Domain,
-    attachment: Attachment,
+    volume_id: VolumeId,
     mode: AccessMode,
     bus: Bus,
     *,
     earlier: GuestRecord | None,
     users: Sequence[Domain],
 ) -> None:
-    """Check what is asked for against what there is. `users`: every domain that has the volume's disk.
-
-    Raises: Invalid (the grant is for reading), InUse (another domain's, or it sleeps), Conflict (there otherwise,
-    serial taken).
-    """
-    volume_id = attachment.volume_id
+    """Check what is asked for against what there is, before or after the grant. `users`: every domain that has the
+    volume's disk. Raises: InUse (another domain's, or it sleeps), Conflict (there otherwise, serial taken)."""
     if domain.saved:
         # It would wake without the disk, and nothing tells what its memory's image has from what it has not.
         raise InUse(
             f"domain {domain.name} sleeps with its memory on disk, and wakes with the disks it had then; use virsh "
             f"start, or virsh managedsave-remove, then attach volume {volume_id}"
         )
-    if mode.writes and not attachment.writable:
-        raise Invalid(f"volume {volume_id} is granted for reading only; attach it read-only, or publish it again")
     if earlier is not None and earlier.domain_uuid != domain.uuid:
         raise InUse(
             f"volume {volume_id} is a disk of domain {earlier.domain_name} ({earlier.domain_uuid}) on this host; "
@@ -43,25 +37,34 @@ def require_admissible(
             f"volume {volume_id} is attached to domain {domain.name} on bus {earlier.bus.value}, {earlier.mode.value}, "
             f"and was asked for on bus {bus.value}, {mode.value}; detach it first"
         )
-    if earlier is not None and _grant(earlier.attachment) != _grant(attachment):
-        # Another machine's volume of this name, or a grant made after ours was taken away: what the guest has is the
-        # recorded one's, and only with the record it is known.
-        raise Conflict(
-            f"volume {volume_id} is attached to domain {domain.name} through {_words(earlier.attachment)}, and was "
-            f"granted now through {_words(attachment)}; detach it first"
-        )
     others = sorted(one.name for one in users if one.uuid != domain.uuid)
     if others:
         raise InUse(
             f"volume {volume_id} is named as a disk by domain {', '.join(others)} of this host; take it from there "
             f"before it is attached to {domain.name}"
         )
+    serial = serial_of(volume_id)
     for disk in (*domain.live, *domain.config):
-        if disk.serial == attachment.serial and disk.alias != alias_of(attachment.serial):
+        if disk.serial == serial and disk.alias != alias_of(serial):
             raise Conflict(
                 f"domain {domain.name} has serial {disk.serial} on disk {disk.target} ({disk.source}), which is not "
                 f"this driver's; take that disk away before volume {volume_id} is attached"
             )
+
+
+def require_grant(attachment: Attachment, mode: AccessMode, earlier: GuestRecord | None) -> None:
+    """Check that a grant is what is asked for, and the one the guest has. Raises: Invalid (it is for reading), Conflict
+    (the guest's is another one)."""
+    volume_id = attachment.volume_id
+    if mode.writes and not attachment.writable:
+        raise Invalid(f"volume {volume_id} is granted for reading only; attach it read-only, or publish it again")
+    if earlier is not None and _grant(earlier.attachment) != _grant(attachment):
+        # Another machine's volume of this name, or a grant made after ours was taken away: what the guest has is the
+        # recorded one's, and only with the record it is known.
+        raise Conflict(
+            f"volume {volume_id} is attached to domain {earlier.domain_name} through {_words(earlier.attachment)}, and "
+            f"was granted now through {_words(attachment)}; detach it first"
+        )
 
 
 def require_origin(record: GuestRecord | None, asked: Origin) -> None:

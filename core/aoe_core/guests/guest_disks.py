@@ -18,7 +18,7 @@ from aoe_core.attach.records import BlockUse
 from aoe_core.attach.staged import device_path
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.guests import plan
-from aoe_core.guests.admission import require_admissible, require_origin, require_stage_for_guests
+from aoe_core.guests.admission import require_admissible, require_grant, require_origin, require_stage_for_guests
 from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
 from aoe_core.guests.host import GuestHost
 from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, Origin, records_of
@@ -126,14 +126,8 @@ class GuestDisks:
         """
         volume_id = attachment.volume_id
         with self._holding(volume_id):
-            domain = self._host.hypervisor.get_domain(domain_name)
-            earlier = self._records.find(volume_id)
-            require_origin(earlier, origin)
-            if earlier is not None and earlier.released:
-                earlier = None  # Only a grant is left of it, which this one is, or which has been given back.
-            users = self._users(volume_id, alias_of(attachment.serial), attachment)
-            require_admissible(domain, attachment, mode, bus, earlier=earlier, users=users)
-            self._require_stage_for_guests(volume_id)
+            domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
+            require_grant(attachment, mode, earlier)
             if earlier is not None and not earlier.wanted:
                 # It may have been asked to let go, and would do so after we said that it has it.
                 await_release(self._host, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
@@ -176,9 +170,12 @@ class GuestDisks:
                 self._host.hypervisor.resize(domain.uuid, disk.target, grown_bytes)
             return grown_bytes
 
-    def require_domain(self, domain_name: str) -> None:
-        """Check that there is such a domain, before anything is asked of a storage machine. Raises: NotFound."""
-        self._host.hypervisor.get_domain(domain_name)
+    def require_admissible(
+        self, domain_name: str, volume_id: VolumeId, mode: AccessMode, bus: Bus, *, origin: Origin = _NOBODY
+    ) -> None:
+        """Check what `attach` checks as far as that needs no grant: a refusal must not leave one. Raises: as attach."""
+        with self._holding(volume_id):
+            self._admitted(domain_name, volume_id, mode, bus, origin=origin)
 
     def require_disk(self, domain_name: str, volume_id: VolumeId) -> None:
         """Check that a volume is a disk of a domain. Raises: NotFound, Conflict."""
@@ -227,6 +224,28 @@ class GuestDisks:
         return f"{self._state}/guests/staging/{volume_id}"
 
     # --- before anything changes --------------------------------------------------------------------------------
+
+    def _admitted(
+        self,
+        domain_name: str,
+        volume_id: VolumeId,
+        mode: AccessMode,
+        bus: Bus,
+        *,
+        origin: Origin,
+        attachment: Attachment | None = None,
+    ) -> tuple[Domain, GuestRecord | None]:
+        """Return the domain, and the record of the volume that an attach goes on from."""
+        domain = self._host.hypervisor.get_domain(domain_name)
+        earlier = self._records.find(volume_id)
+        require_origin(earlier, origin)
+        if earlier is not None and earlier.released:
+            earlier = None  # Only a grant is left of it: this one, or one that has been given back.
+        known = attachment or (earlier.attachment if earlier is not None else None)
+        users = self._users(volume_id, alias_of(serial_of(volume_id)), known)
+        require_admissible(domain, volume_id, mode, bus, earlier=earlier, users=users)
+        self._require_stage_for_guests(volume_id)
+        return domain, earlier
 
     def _require_stage_for_guests(self, volume_id: VolumeId) -> None:
         records = self._attacher.present_records()

@@ -7,7 +7,7 @@ import pytest
 
 from aoe_core.attach.records import BlockUse, StageRecord
 from aoe_core.errors import AoECsiError, Conflict, InUse, Invalid
-from aoe_core.guests.admission import require_admissible, require_stage_for_guests
+from aoe_core.guests.admission import require_admissible, require_grant, require_stage_for_guests
 from aoe_core.guests.records import Bus
 from aoe_core.host.contracts import DomainDisk
 from aoe_core.model import AccessMode, Address, SanName, Serial, Transport
@@ -29,9 +29,10 @@ THIEF = DomainDisk(target="vdc", bus="virtio", serial=SERIAL, source="/images/co
 
 def admit(**more: Any) -> None:
     asked = FINE | more
+    require_grant(asked["attachment"], asked["mode"], asked["earlier"])
     require_admissible(
         asked["domain"],
-        asked["attachment"],
+        VOLUME,
         asked["mode"],
         asked["bus"],
         earlier=asked["earlier"],
