@@ -83,7 +83,8 @@ class GuestCluster(Cluster):
             machine = self.compute[node]
             for target, device in guest.open.items():
                 assert guest.opener(target) in device.openers
-                source = machine.find_device(guest.live[target].source)
+                path = guest.live[target].source if target in guest.live else guest.closing[target][1]
+                source = machine.find_device(path)
                 assert source is device, f"{node}: the link of {target} leads away from the guest's device"
 
     def check_nothing_left(self) -> None:

@@ -474,6 +474,43 @@ def test_a_detach_is_not_turned_round_before_the_guest_has_answered(attached: Gu
     assert ALIAS in {disk.alias for disk in guest.config.values()}
 
 
+def test_the_link_leads_to_the_device_until_libvirt_has_taken_it_from_the_guest(attached: GuestCluster) -> None:
+    """The fake reports harm otherwise; it finds the device by the link."""
+    seen: list[bool] = []
+
+    def watch(step: Step) -> None:
+        if step.name == f"rm link {VOLUME}" and not step.after:
+            seen.append(bool(attached.guest[NODE].open))
+
+    attached.world.on_step = watch
+    attached.detach(VOLUME, NODE)
+    assert seen == [False]
+    gone(attached)
+
+
+@pytest.mark.parametrize("same_host", [False, True])
+def test_a_device_that_somebody_keeps_open_keeps_its_link_and_its_grant(same_host: bool) -> None:
+    cluster = GuestCluster(same_host=same_host)
+    node = STORAGE_NODE if same_host else NODE
+    cluster.engine.create_volume(spec())
+    cluster.attach(VOLUME, node)
+    machine = cluster.compute[node]
+    path = machine.links[VOLUME]
+    machine.open(path, "somebody")
+    began_s = cluster.world.clock.now()
+    with pytest.raises(Unfinished, match="still open on this host after 30 s; find out"):
+        cluster.detach(VOLUME, node)
+    assert 30 <= cluster.world.clock.now() - began_s < 40
+    assert (cluster.guest[node].live, machine.links) == ({}, {VOLUME: path})
+    assert cluster.is_staged(VOLUME, node)
+    assert len(cluster.held(VOLUME)) == 1
+    machine.close(path, "somebody")
+    cluster.detach(VOLUME, node)
+    cluster.attachers[node].tend()
+    cluster.engine.delete_volume(VOLUME)
+    cluster.check_nothing_left()
+
+
 def test_a_disk_that_somebody_puts_back_each_time_is_told_of_and_kept(attached: GuestCluster) -> None:
     """What libvirt said it did is looked at before the next step."""
     guest = attached.guest[NODE]

@@ -151,6 +151,13 @@ class Attacher:
             raise Unreachable(f"device {record.attachment.address} of volume {volume_id} is gone; stage it again")
         return device.size_bytes
 
+    def is_open(self, attachment: Attachment) -> bool:
+        """Say whether anybody on this machine has a volume's device open. Of a local one also its exporters count,
+        where other nodes have grants. Raises: NotFound."""
+        if attachment.transport is Transport.LOCAL:
+            return self._host.blocks.open_count(attachment.device) > 0
+        return self._host.initiator.in_use(address_of(attachment))
+
     # --- beside the calls ---------------------------------------------------------------------------------------
 
     def prepare(self) -> None:

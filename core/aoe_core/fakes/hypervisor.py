@@ -1,8 +1,9 @@
 """libvirt with QEMU guests in memory.
 
 A running guest holds the devices of its disks open, by whatever path it was given, until it lets go of them or ends.
-To unplug is to ask: the disk stays until the guest obeys, and a guest may not listen, or refuse. Configurations survive
-a power cut, guests do not; a daemon that is away answers nobody while its guests run on.
+To unplug is to ask: the disk stays until the guest obeys, and a guest may not listen, or refuse. Its device is closed a
+moment after the disk has gone, and then libvirt takes the device's node from the emulator, by the path it was given.
+Configurations survive a power cut, guests do not; a daemon that is away answers nobody while its guests run on.
 """
 
 import enum
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 OBEYS_S = 2.0
 """How long a guest takes to let go of a disk."""
+CLOSES_S = 0.3
+"""How long the device of a disk that has gone stays open."""
 
 
 class Unplug(enum.Enum):
@@ -55,6 +58,9 @@ class Guest:
     """Targets that came while it runs and take a slot each."""
     letting_go: dict[str, float | None] = field(default_factory=dict)
     """Target → when it will have let go; None: never, by itself."""
+
+    closing: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """Target of a disk that has gone while it runs, its device still open → when it is closed, and its path."""
 
     def shown(self) -> Domain:
         """Return it as the hypervisor shows it."""
@@ -111,6 +117,8 @@ class HypervisorState:
         """End a guest at once; a transient domain goes with it."""
         for target in list(guest.live):
             self._drop(guest, target)
+        for target in list(guest.open):
+            self._close(guest, target)
         guest.running = False
         guest.letting_go.clear()
         if not guest.persistent:
@@ -157,7 +165,7 @@ class HypervisorState:
         self.answers = True
         for guest in list(self.guests.values()):
             guest.running = False
-            for running in (guest.live, guest.open, guest.sizes, guest.letting_go, guest.plugged):
+            for running in (guest.live, guest.open, guest.sizes, guest.letting_go, guest.plugged, guest.closing):
                 running.clear()
             if not guest.persistent:
                 del self.guests[guest.uuid]
@@ -168,7 +176,10 @@ class HypervisorState:
         for guest in self.guests.values():
             for target, due_s in list(guest.letting_go.items()):
                 if due_s is not None and due_s <= now_s:
-                    self._drop(guest, target)
+                    self._let_go(guest, target)
+            for target, (due_s, path) in list(guest.closing.items()):
+                if due_s <= now_s:
+                    self._revoke(guest, target, path)
 
     # --- what the daemon does when it is told to ---
 
@@ -196,6 +207,9 @@ class HypervisorState:
     def attach_live(self, guest: Guest, disk: DomainDisk) -> None:
         _require_running(guest)
         _admit(guest.name, guest.live, disk)
+        if disk.target in guest.closing:
+            # One change at a time: libvirt comes to the end of the former first.
+            self._revoke(guest, disk.target, guest.closing[disk.target][1])
         if disk.bus == "virtio" and len(guest.plugged) >= guest.slots:
             raise NoSpace(f"domain {guest.name} has no free PCI slot")
         device = self._open(guest, disk)
@@ -235,11 +249,24 @@ class HypervisorState:
         device.open(guest.opener(disk.target))
         return device
 
+    def _let_go(self, guest: Guest, target: str) -> None:
+        path = guest.live[target].source
+        self._drop(guest, target)
+        guest.closing[target] = (self._machine.world.clock.now() + CLOSES_S, path)
+
+    def _revoke(self, guest: Guest, target: str, path: str) -> None:
+        if self._machine.find_device(path) is not guest.open[target]:
+            self._machine.world.report_harm(f"{path} leads elsewhere while libvirt takes it from {guest.name}")
+        self._close(guest, target)
+
     def _drop(self, guest: Guest, target: str) -> None:
         guest.live.pop(target)
         guest.letting_go.pop(target, None)
         guest.plugged.discard(target)
         guest.sizes.pop(target, None)
+
+    def _close(self, guest: Guest, target: str) -> None:
+        guest.closing.pop(target, None)
         device = guest.open.pop(target, None)
         if device is not None:
             try:

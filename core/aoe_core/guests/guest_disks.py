@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from aoe_core.attach.attacher import Attacher
-from aoe_core.attach.records import BlockUse
+from aoe_core.attach.records import BlockUse, StageRecord
 from aoe_core.attach.staged import device_path
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.guests import plan
@@ -22,14 +22,14 @@ from aoe_core.guests.admission import require_admissible, require_grant, require
 from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
 from aoe_core.guests.host import GuestHost
 from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, Origin, records_of
-from aoe_core.guests.release import LET_GO_S, Tell, await_release, silently
+from aoe_core.guests.release import LET_GO_S, Tell, await_closed, await_release, silently
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Domain, DomainDisk
 from aoe_core.host.device_links import HostDeviceLinks
 from aoe_core.host.libvirt import LibvirtHypervisor
 from aoe_core.host.lock_files import LockFiles
 from aoe_core.locks import Locks
-from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
+from aoe_core.model import AccessMode, Attachment, Transport, VolumeId, serial_of
 from aoe_core.settings import Settings
 
 _ROUNDS = 8
@@ -248,9 +248,7 @@ class GuestDisks:
         return domain, earlier
 
     def _require_stage_for_guests(self, volume_id: VolumeId) -> None:
-        records = self._attacher.present_records()
-        staged = next((one for one in records if one.attachment.volume_id == volume_id), None)
-        require_stage_for_guests(volume_id, staged, self.staging_path(volume_id))
+        require_stage_for_guests(volume_id, self._find_staged(volume_id), self.staging_path(volume_id))
 
     def _require_disk(self, domain_name: str, volume_id: VolumeId, record: GuestRecord | None) -> Domain:
         if record is None or not record.wanted:
@@ -351,6 +349,9 @@ class GuestDisks:
         alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
         for _ in range(_ROUNDS):
             steps = self._next_of_detach(volume_id, alias, uuid)
+            if plan.Unlink() in steps and self._awaited_closed(volume_id):
+                # Once more: a look at a domain waits for what libvirt still does to it.
+                steps = self._next_of_detach(volume_id, alias, uuid)
             for action in steps:
                 if isinstance(action, plan.AskGuest):
                     await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
@@ -395,6 +396,30 @@ class GuestDisks:
         self._unlink_others(record)
         use = BlockUse(mode=record.mode, read_only=record.read_only)
         self._attacher.stage(record.attachment, self.staging_path(record.volume_id), use)
+
+    def _awaited_closed(self, volume_id: VolumeId) -> bool:
+        """Wait until the device that the link leads to is closed; say whether there was one."""
+        staged = self._find_staged(volume_id)
+        if staged is None or volume_id not in self._host.links.all():
+            return False
+        attachment = staged.attachment
+        if attachment.transport is Transport.LOCAL and staged.use.mode.many_nodes:
+            return True  # Exporters to other nodes have it open; who else has is asked before the grant is taken back.
+        await_closed(
+            self._host, f"device {device_path(attachment)} of volume {volume_id}", lambda: self._is_open(attachment)
+        )
+        return True
+
+    def _is_open(self, attachment: Attachment) -> bool:
+        try:
+            return self._attacher.is_open(attachment)
+        except NotFound:
+            return False
+
+    def _find_staged(self, volume_id: VolumeId) -> StageRecord | None:
+        """Return the stage record of a volume, if it is of this boot."""
+        records = self._attacher.present_records()
+        return next((one for one in records if one.attachment.volume_id == volume_id), None)
 
     def _released(self, volume_id: VolumeId) -> None:
         record = self._records.find(volume_id)

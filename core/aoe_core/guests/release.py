@@ -1,4 +1,4 @@
-"""A running guest lets go of a disk: asked, and awaited.
+"""A running guest lets go of a disk: asked, and awaited; and so is the end of what libvirt does about it.
 
 Awaited by looking at its XML and not by libvirt's events: an event is lost with the process that waits for it, or with
 a daemon that restarts; what the XML says is not. So it costs a look a second, and needs no thread of its own.
@@ -15,6 +15,9 @@ LET_GO_S = 160.0
 _ASK_AGAIN_S = 20.0
 """A guest that was still booting has lost the first request; QEMU takes another one after some seconds."""
 _LOOK_S = 1.0
+CLOSED_S = 30.0
+"""How long a device may stay open after no domain has it any more; QEMU closes it at once, unless it waits for I/O."""
+_CLOSE_LOOK_S = 0.5
 Tell = Callable[[str], None]
 """Takes a line for the person who waits."""
 
@@ -52,3 +55,16 @@ def await_release(host: GuestHost, uuid: str, alias: str, *, wait_s: float = LET
             except CommandFailed as error:
                 refusal = f" (libvirt: {error})"  # Perhaps it is at it already.
         host.sleep(_LOOK_S)
+
+
+def await_closed(host: GuestHost, what: str, is_open: Callable[[], bool]) -> None:
+    """Wait until a device that no domain has any more is closed. The link to it has to lead there until then: by it
+    libvirt finds the node it takes from the guest's emulator. Raises: Unfinished."""
+    ends_s = host.now_s() + CLOSED_S
+    while is_open():
+        if host.now_s() >= ends_s:
+            raise Unfinished(
+                f"{what} is gone from every domain and still open on this host after {CLOSED_S:g} s; find out with "
+                "fuser -v who has it, end that, then detach it again"
+            )
+        host.sleep(_CLOSE_LOOK_S)
