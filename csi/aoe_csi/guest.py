@@ -88,8 +88,8 @@ def resize(options: argparse.Namespace, here: Here, say: Say) -> bool:
     with closing(StorageMachine(options.controller)) as storage:
         here.disks.require_origin(volume_id, storage.origin())
         granted_bytes = storage.expand(volume_id, size_bytes)
-    grown_bytes = here.disks.resize(options.domain, volume_id, granted_bytes)
-    say(f"volume {volume_id} has {format_bytes(grown_bytes)}; grow the file system inside the guest")
+    grown_bytes = here.disks.resize(options.domain, volume_id, granted_bytes, tell=say)
+    say(f"volume {volume_id} has {format_bytes(grown_bytes)}")
     return True
 
 

@@ -270,6 +270,14 @@ def test_a_disk_is_told_its_devices_new_size_and_no_larger_one(bed: Bed, guests:
         bed.hypervisor.resize(uuid, "vdz", 32 * MIB)
 
 
+def test_a_read_only_disk_is_told_no_size(bed: Bed, guests: Guests) -> None:
+    uuid, disk = guests.running(), made(bed, "r", read_only=True)
+    bed.hypervisor.attach_live(uuid, disk)
+    bed.lvm.extend(bed.vg, "v-r", 32 * MIB)
+    with pytest.raises(CommandFailed):
+        bed.hypervisor.resize(uuid, disk.target, 32 * MIB)
+
+
 def test_only_a_running_guest_is_told_a_size(bed: Bed, guests: Guests, disk: DomainDisk) -> None:
     uuid = guests.shut_off()
     bed.hypervisor.attach_config(uuid, disk)

@@ -94,7 +94,7 @@ def test_a_volume_s_way_into_a_guest_and_out_again(cluster: GuestCluster, guest:
     machine.hypervisor.write(domain, "vdb", MIB, b"written")
     well, said = guest("resize", "g1", VOLUME, "12MiB")
     assert well
-    assert "12 MiB" in said[0]
+    assert said == ["the guest sees the new size of vdb; grow the file system in it", "volume vol has 12 MiB"]
     assert domain.sizes["vdb"] == 12 * MIB
     well, said = guest("list", "--json")
     assert well
@@ -118,6 +118,22 @@ def test_a_read_only_disk_is_granted_for_reading(cluster: GuestCluster, guest: C
     assert cluster.guest[NODE].live["vdb"].read_only
     with pytest.raises((Conflict, InUse)):
         guest("attach", "g1", VOLUME)
+
+
+def test_a_read_only_disk_grows_and_its_guest_sees_it_when_it_is_attached_anew(
+    cluster: GuestCluster, guest: Command
+) -> None:
+    guest("attach", "g1", VOLUME, "--read-only")
+    well, said = guest("resize", "g1", VOLUME, "12MiB")
+    assert well
+    assert said == [
+        "disk vdb is read-only, so the guest sees its new size once it is attached anew",
+        "volume vol has 12 MiB",
+    ]
+    assert cluster.guest[NODE].sizes["vdb"] == 8 * MIB
+    guest("detach", "g1", VOLUME)
+    guest("attach", "g1", VOLUME, "--read-only")
+    assert cluster.guest[NODE].sizes["vdb"] == 12 * MIB
 
 
 def test_another_bus(cluster: GuestCluster, guest: Command) -> None:

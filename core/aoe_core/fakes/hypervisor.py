@@ -238,6 +238,8 @@ class HypervisorState:
         _require_running(guest)
         if target not in guest.live:
             raise NotFound(f"domain {guest.name} has no disk {target}")
+        if guest.live[target].read_only:
+            raise CommandFailed(f"{target} of {guest.name}: block node is read-only")
         if size_bytes > guest.open[target].size_bytes:
             raise CommandFailed(f"{target} of {guest.name}: cannot grow device files")
         guest.sizes[target] = size_bytes

@@ -158,16 +158,22 @@ class GuestDisks:
             give_back()
             self._records.drop(volume_id)
 
-    def resize(self, domain_name: str, volume_id: VolumeId, size_bytes: int) -> int:
+    def resize(self, domain_name: str, volume_id: VolumeId, size_bytes: int, *, tell: Tell = silently) -> int:
         """Let the device and the running guest take the size that the volume has on its storage node; return the
-        device's bytes. Raises: NotFound, Conflict (another domain's), what `Attacher.expand` raises, Busy."""
+        device's bytes. QEMU resizes no read-only disk: the guest keeps the size it has.
+
+        Raises: NotFound, Conflict (another domain's), what `Attacher.expand` raises, Busy.
+        """
         with self._holding(volume_id):
             record = self._records.find(volume_id)
             domain = self._require_disk(domain_name, volume_id, record)
             grown_bytes = self._attacher.expand(volume_id, self.staging_path(volume_id), size_bytes)
             disk = find_disk(domain.live, alias_of(serial_of(volume_id)))
-            if disk is not None:
+            if disk is not None and disk.read_only:
+                tell(f"disk {disk.target} is read-only, so the guest sees its new size once it is attached anew")
+            elif disk is not None:
                 self._host.hypervisor.resize(domain.uuid, disk.target, grown_bytes)
+                tell(f"the guest sees the new size of {disk.target}; grow the file system in it")
             return grown_bytes
 
     def require_admissible(

@@ -460,7 +460,7 @@ class Hypervisor(Protocol):
 
     def resize(self, uuid: str, target: str, size_bytes: int) -> None:
         """Tell the running guest that a disk has this size now, which its device has already. Raises: as
-        ask_to_detach."""
+        ask_to_detach; CommandFailed for a read-only disk."""
 
 
 class DeviceLinks(Protocol):
