@@ -321,7 +321,10 @@ def _require_running(guest: Guest) -> None:
 
 def _admit(name: str, disks: dict[str, DomainDisk], disk: DomainDisk) -> None:
     if disk.target in disks:
-        raise InUse(f"domain {name}: target {disk.target} already exists")
+        raise Conflict(
+            f"domain {name}: XML error: target '{disk.target}' duplicated for disk sources "
+            f"'{disks[disk.target].source}' and '{disk.source}'"
+        )
     if disk.alias and any(one.alias == disk.alias for one in disks.values()):
         raise Conflict(f"domain {name}: non unique alias detected: {disk.alias}")
 

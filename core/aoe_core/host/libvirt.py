@@ -158,7 +158,8 @@ def translated(api: ModuleType, error: Any, refusal: str, *, changes: bool) -> A
         api.VIR_ERR_NO_DOMAIN: NotFound,
         api.VIR_ERR_DEVICE_MISSING: NotFound,
         api.VIR_ERR_CONFIG_UNSUPPORTED: Conflict,  # "non unique alias detected", among others.
-        api.VIR_ERR_OPERATION_INVALID: InUse,  # "not applicable at this time": not running, target taken.
+        api.VIR_ERR_XML_ERROR: Conflict,  # "target 'vdb' duplicated for disk sources".
+        api.VIR_ERR_OPERATION_INVALID: InUse,  # "not applicable at this time": not running, "target already exists".
         api.VIR_ERR_RESOURCE_BUSY: InUse,
         api.VIR_ERR_OPERATION_TIMEOUT: Busy,  # "cannot acquire state change lock".
         api.VIR_ERR_NO_SUPPORT: Unsupported,
