@@ -427,8 +427,8 @@ class Domain:
     config: tuple[DomainDisk, ...]
     """What it has from its next start on; empty when it is not persistent."""
     saved: bool = False
-    """It is off with its memory on disk (`virsh managedsave`): its next start goes on with the disks it had then,
-    whatever its configuration says."""
+    """Its memory is on disk (`virsh managedsave`): its next start goes on with the disks it had then, whatever its
+    configuration says."""
 
 
 class Hypervisor(Protocol):

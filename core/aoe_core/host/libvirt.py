@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 URI = "qemu:///system"
 _LIMIT_S = 60.0
 """For one call. libvirt itself gives up after 30 s when another operation holds the domain."""
+_MOMENTS = 5
+"""How often a domain that changed under a look is looked at again."""
 _NO_SLOT = "No more available PCI slots"
 _Result = TypeVar("_Result")
 
@@ -195,16 +197,28 @@ def _handle(api: ModuleType, connection: Any, domain: str) -> Any:
 
 
 def _domain(api: ModuleType, handle: Any) -> Domain:
-    running, persistent = bool(handle.isActive()), bool(handle.isPersistent())
-    return Domain(
-        name=handle.name(),
-        uuid=handle.UUIDString(),
-        running=running,
-        persistent=persistent,
-        live=parse_disks(handle.XMLDesc(0)) if running else (),
-        config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
-        saved=bool(handle.hasManagedSaveImage()) if persistent and not running else False,
-    )
+    """Return a domain as it is at one moment. That takes several questions, between which it may start, end or go to
+    sleep: one that ended would show its configuration as what it runs with. Raises: Busy when it keeps doing so."""
+    for _ in range(_MOMENTS):
+        before = _standing(handle)
+        running, persistent, saved = before
+        domain = Domain(
+            name=handle.name(),
+            uuid=handle.UUIDString(),
+            running=running,
+            persistent=persistent,
+            live=parse_disks(handle.XMLDesc(0)) if running else (),
+            config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
+            saved=saved,
+        )
+        if _standing(handle) == before:
+            return domain
+    raise Busy(f"domain {handle.name()} starts and ends all the time; see who does so, then call again")
+
+
+def _standing(handle: Any) -> tuple[bool, bool, bool]:
+    """Return whether a domain runs, has a configuration, and has its memory on disk (also while it is about to run)."""
+    return bool(handle.isActive()), bool(handle.isPersistent()), bool(handle.hasManagedSaveImage())
 
 
 def _detach(api: ModuleType, handle: Any, alias: str, flags: int) -> None:

@@ -1,6 +1,7 @@
 """libvirt's errors as the project's, and a daemon that hangs. The bindings stand in for the real ones by name."""
 
 import importlib.util
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -245,6 +246,55 @@ def test_a_domain_that_sleeps_is_told_from_one_that_is_off(api: Any, hypervisor:
     assert not hypervisor.get_domain("g1").saved
     api.handle.isActive = lambda: 0
     assert hypervisor.get_domain("g1").saved
+
+
+class Changing(Handle):
+    """A domain that starts or ends with each question for its XML, so many times."""
+
+    def __init__(self, changes: int, *, running: bool) -> None:
+        super().__init__(lambda *_: 0)
+        self.changes = changes
+        self.running = running
+        self.saved = False
+
+    def isActive(self) -> int:  # noqa: N802
+        return int(self.running)
+
+    def hasManagedSaveImage(self) -> int:  # noqa: N802
+        return int(self.saved)
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        if self.changes:
+            self.changes -= 1
+            self.running = not self.running
+        return CONFIG if flags or not self.running else LIVE
+
+
+def test_a_domain_that_ends_under_a_look_is_looked_at_again(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    api.handle = Changing(1, running=True)
+    seen = hypervisor.get_domain("g1")
+    assert (seen.running, seen.live) == (False, ())
+
+
+def test_a_domain_that_starts_under_a_look_is_looked_at_again(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    api.handle = Changing(1, running=False)
+    seen = hypervisor.get_domain("g1")
+    assert (seen.running, [disk.target for disk in seen.live]) == (True, ["vda"])
+
+
+def test_a_domain_that_changes_all_the_time_is_not_guessed_at(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    states = itertools.cycle((1, 0))
+    api.handle.isActive = lambda: next(states)
+    api.handle.hasManagedSaveImage = lambda: 0
+    with pytest.raises(Busy, match="starts and ends all the time"):
+        hypervisor.get_domain("g1")
+
+
+def test_a_memory_on_disk_is_told_of_whether_the_domain_runs_or_not(api: Any, hypervisor: LibvirtHypervisor) -> None:
+    for running in (True, False):
+        api.handle = Changing(0, running=running)
+        api.handle.saved = True
+        assert hypervisor.get_domain("g1").saved
 
 
 def test_a_domain_that_goes_away_while_all_are_listed_is_not_listed(api: Any, hypervisor: LibvirtHypervisor) -> None:
