@@ -298,3 +298,16 @@ def test_a_link_leads_where_it_was_put_last(bed: Bed) -> None:
     bed.links.remove("web")
     assert bed.links.all() == {"db": "/dev/vg/v-db"}
     assert bed.links.path("db").endswith("/guests/disks/db")
+
+
+def test_one_device_is_known_by_every_path_to_it(bed: Bed) -> None:
+    for name in ("v-a", "v-b"):
+        bed.lvm.create(bed.vg, name, 16 * MIB, ())
+        bed.links.put(name, f"/dev/{bed.vg}/{name}")
+    paths = (f"/dev/{bed.vg}/v-a", f"/dev/mapper/{bed.vg}-v--a", bed.links.path("v-a"))
+    (number,) = {bed.links.find_device(path) for path in paths}
+    assert number is not None
+    assert bed.links.find_device(bed.links.path("v-b")) not in (None, number)
+    bed.links.put("gone", f"/dev/{bed.vg}/v-gone")
+    for absent in (bed.links.path("gone"), bed.links.path("never"), f"/dev/{bed.vg}/v-gone"):
+        assert bed.links.find_device(absent) is None

@@ -326,6 +326,44 @@ def test_a_volume_that_somebody_put_into_another_domain_by_hand_is_refused(clust
         refused(cluster, InUse, "named as a disk by domain g2", lambda: cluster.disks[NODE].attach("g1", attachment))
 
 
+@pytest.fixture
+def local() -> GuestCluster:
+    """A cluster whose storage machine has guests of its own."""
+    made = GuestCluster(same_host=True)
+    made.engine.create_volume(spec())
+    return made
+
+
+@pytest.mark.parametrize("name", ["LVM's", "device-mapper's", "the kernel's"])
+def test_a_domain_that_has_a_local_volume_by_another_path_is_seen(local: GuestCluster, name: str) -> None:
+    other = local.storage.hypervisor.define("g2")
+    paths = local.storage.lvm.groups["vg0"].volumes["v-vol"].paths
+    source = dict(zip(("LVM's", "device-mapper's", "the kernel's"), paths, strict=True))[name]
+    other.config = {"vdc": DomainDisk(target="vdc", bus="virtio", source=source)}
+    with pytest.raises(InUse, match="named as a disk by domain g2"):
+        local.attach(VOLUME, STORAGE_NODE)
+    other.config.clear()
+    local.attach(VOLUME, STORAGE_NODE)
+    other.config = {"vdc": DomainDisk(target="vdc", bus="virtio", source=source)}
+    with pytest.raises(InUse, match="domain g2"):
+        local.detach(VOLUME, STORAGE_NODE)
+    assert local.is_staged(VOLUME, STORAGE_NODE)
+
+
+def test_a_local_volume_that_somebody_has_open_is_no_guest_s(local: GuestCluster) -> None:
+    attachment = local.engine.publish(
+        VOLUME, local.identity(STORAGE_NODE), AccessMode.SINGLE_NODE_WRITER, read_only=False, block=True
+    )
+    local.storage.open("/dev/vg0/v-vol", "qemu-system-x86_64")
+    with pytest.raises(InUse, match="is open on this host"):
+        local.disks[STORAGE_NODE].attach("g1", attachment)
+    assert local.records(STORAGE_NODE).all() == ()
+    local.storage.close("/dev/vg0/v-vol", "qemu-system-x86_64")
+    for _ in range(2):  # The second time it is the guest who has it open.
+        local.disks[STORAGE_NODE].attach("g1", attachment)
+    local.detach(VOLUME, STORAGE_NODE)
+
+
 def test_two_machines_cannot_have_one_volume_for_writing(attached: GuestCluster) -> None:
     with pytest.raises(InUse):
         attached.attach(VOLUME, OTHER_NODE)

@@ -29,3 +29,8 @@ class FakeDeviceLinks:
     def remove(self, name: str) -> None:
         with self._process.step(f"rm link {name}") as machine:
             machine.links.pop(name, None)
+
+    def find_device(self, path: str) -> str | None:
+        with self._process.reading() as machine:
+            device = machine.find_device(path)
+            return device.number if device is not None else None

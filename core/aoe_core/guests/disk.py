@@ -6,7 +6,7 @@ start of the guest. Serials are lower case, as everything libvirt plugs in.
 
 import itertools
 import string
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from aoe_core.errors import NoSpace
 from aoe_core.guests.records import Bus, GuestRecord
@@ -40,12 +40,16 @@ def find_disk(disks: Iterable[DomainDisk], alias: str) -> DomainDisk | None:
     return next((disk for disk in disks if disk.alias == alias), None)
 
 
-def users_of(domains: Iterable[Domain], alias: str, sources: Collection[str]) -> tuple[Domain, ...]:
-    """Return the domains that have a volume's disk, live or in their configuration, under its alias or any other."""
+def users_of(domains: Iterable[Domain], alias: str, is_volume: Callable[[str], bool]) -> tuple[Domain, ...]:
+    """Return the domains that have a volume's disk, live or in their configuration, under its alias or any other.
+    `is_volume`: whether a path leads to the volume."""
     return tuple(
         domain
         for domain in domains
-        if any(disk.alias == alias or disk.source in sources for disk in (*domain.live, *domain.config))
+        if any(
+            disk.alias == alias or (disk.source != "" and is_volume(disk.source))
+            for disk in (*domain.live, *domain.config)
+        )
     )
 
 

@@ -36,6 +36,9 @@ _ROUNDS = 8
 """How often a call is planned anew because the domain changed under it; three are what a detach takes."""
 
 
+_CLOSE_LOOKS = 10
+"""How often a device that should be closed is looked at."""
+_CLOSE_LOOK_S = 0.2
 _NOBODY = Origin()
 
 
@@ -128,6 +131,7 @@ class GuestDisks:
         with self._holding(volume_id):
             domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
             require_grant(attachment, mode, earlier)
+            self._require_closed(attachment, mode)
             if earlier is not None and not earlier.wanted:
                 # It may have been asked to let go, and would do so after we said that it has it.
                 await_release(self._host, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
@@ -255,6 +259,21 @@ class GuestDisks:
 
     def _require_stage_for_guests(self, volume_id: VolumeId) -> None:
         require_stage_for_guests(volume_id, self._find_staged(volume_id), self.staging_path(volume_id))
+
+    def _require_closed(self, attachment: Attachment, mode: AccessMode) -> None:
+        """Check that nobody has a local volume open that no guest has yet; over the wire staging sees to that. Somebody
+        who only looks, as udev does, has soon gone. Raises: InUse."""
+        staged = self._find_staged(attachment.volume_id)
+        if attachment.transport is not Transport.LOCAL or mode.many_nodes or (staged is not None and staged.staged):
+            return
+        for _ in range(_CLOSE_LOOKS):
+            if not self._attacher.is_open(attachment):
+                return
+            self._host.sleep(_CLOSE_LOOK_S)
+        raise InUse(
+            f"{attachment.device} of volume {attachment.volume_id} is open on this host, and no guest has it from this "
+            "driver; find out with fuser -v or dmsetup ls --tree who has it, and end that first"
+        )
 
     def _require_disk(self, domain_name: str, volume_id: VolumeId, record: GuestRecord | None) -> Domain:
         if record is None or not record.wanted:
@@ -461,9 +480,15 @@ class GuestDisks:
             return None
 
     def _users(self, volume_id: VolumeId, alias: str, attachment: Attachment | None) -> tuple[Domain, ...]:
-        """Return every domain that has the volume, by its alias, its link or its device."""
-        sources = {self._host.links.path(volume_id), *([device_path(attachment)] if attachment else [])}
-        return users_of(self._host.hypervisor.domains(), alias, sources)
+        """Return every domain that has the volume: by its alias, its link, its device, or another path to that."""
+        links = self._host.links
+        paths = {links.path(volume_id), *([device_path(attachment)] if attachment else [])}
+        devices = {number for path in paths if (number := links.find_device(path)) is not None}
+
+        def is_volume(source: str) -> bool:
+            return source in paths or (bool(devices) and links.find_device(source) in devices)
+
+        return users_of(self._host.hypervisor.domains(), alias, is_volume)
 
 
 def _explained(error: AoECsiError, domain: Domain, disk: DomainDisk) -> AoECsiError:

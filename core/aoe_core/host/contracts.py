@@ -478,3 +478,7 @@ class DeviceLinks(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a link; it is no error when it is absent."""
+
+    def find_device(self, path: str) -> str | None:
+        """Return `major:minor` of the block device that any path leads to, through links of whatever kind; None when
+        there is none, or when that cannot be told."""

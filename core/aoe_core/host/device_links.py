@@ -7,19 +7,24 @@ The emulator opens them as a user of its own, so every directory from /run/aoe-c
 anybody (o+x); what else lies in them stays as unreadable as it was.
 """
 
+import os
 import stat
 from pathlib import Path
 
-from aoe_core.errors import CommandFailed
+from aoe_core.errors import CommandFailed, Unfinished
+from aoe_core.host.blocking import BlockingCalls
 
 DIRECTORY = Path("/run/aoe-csi")
+_LOOK_LIMIT_S = 5.0
+"""A guest's disk may be a file on a server that is gone."""
 
 
 class HostDeviceLinks:
     """DeviceLinks below a directory, which is made on first use."""
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
+    def __init__(self, directory: Path = DIRECTORY, calls: BlockingCalls | None = None) -> None:
         self._top = directory
+        self._calls = calls or BlockingCalls()
         self._directory = directory / "guests" / "disks"
 
     def path(self, name: str) -> str:
@@ -56,6 +61,13 @@ class HostDeviceLinks:
         except OSError as error:
             raise CommandFailed(f"link {path} cannot be removed ({error.strerror}); look at /run") from error
 
+    def find_device(self, path: str) -> str | None:
+        """Return `major:minor` of the block device that a path leads to."""
+        try:
+            return self._calls.run(f"looking at {path}", lambda: _device_number(path), timeout_s=_LOOK_LIMIT_S)
+        except Unfinished:
+            return None
+
     def _make_passable(self) -> None:
         for directory in (self._top, self._directory.parent, self._directory):
             if not directory.exists():
@@ -63,3 +75,11 @@ class HostDeviceLinks:
             mode = stat.S_IMODE(directory.stat().st_mode)
             if not mode & stat.S_IXOTH:
                 directory.chmod(mode | stat.S_IXOTH)
+
+
+def _device_number(path: str) -> str | None:
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" if stat.S_ISBLK(found.st_mode) else None

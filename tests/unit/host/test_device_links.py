@@ -1,11 +1,13 @@
 """Stable links: replaced at once, passable by the emulator's user."""
 
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from aoe_core.errors import CommandFailed
+from aoe_core.host import device_links
 from aoe_core.host.device_links import HostDeviceLinks
 
 
@@ -52,6 +54,23 @@ def test_anybody_may_pass_through_and_no_more(tmp_path: Path) -> None:
 
 def test_no_link_outlives_a_boot() -> None:
     assert HostDeviceLinks().path("web") == "/run/aoe-csi/guests/disks/web"
+
+
+def test_only_block_devices_are_devices(tmp_path: Path) -> None:
+    links = HostDeviceLinks(tmp_path / "run")
+    (tmp_path / "image.raw").write_text("a file")
+    for path in (str(tmp_path / "image.raw"), str(tmp_path / "absent"), "/dev/null", "", "with\0nul"):
+        assert links.find_device(path) is None
+
+
+def test_a_path_that_cannot_be_looked_at_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(device_links, "_LOOK_LIMIT_S", 0.1)
+    monkeypatch.setattr(device_links, "_device_number", lambda _: released.wait(60))
+    try:
+        assert HostDeviceLinks(tmp_path / "run").find_device("/gone/image.raw") is None
+    finally:
+        released.set()
 
 
 def test_what_cannot_be_made_is_told(tmp_path: Path) -> None:
