@@ -34,6 +34,9 @@ MEMORY_MIB = 160
 BOOT_S = 400.0
 """An emulated machine in an emulated machine: 80 to 95 s were seen on two cores."""
 ANSWER_S = 180.0
+CAPABILITIES_S = 300.0
+"""libvirt starts each emulator once to see what it can, and whoever asks first waits for that."""
+DEFINE_S = 180.0
 SECTOR_BYTES = 512
 
 
@@ -78,16 +81,18 @@ class SeenDisk:
 
 
 def prepare() -> None:
-    """Put the kernel and the RAM disk where domains find them. The machine's own kernel will do."""
+    """Put the kernel and the RAM disk where domains find them; the machine's own kernel will do. And have libvirt look
+    at its emulators, for which no later call has the time."""
     PLACE.mkdir(parents=True, exist_ok=True)
     kernel = Path(f"/boot/vmlinuz-{platform.release()}")
     (PLACE / "guest-kernel").write_bytes(kernel.read_bytes())
     write_initramfs(Path("/"), INIT, PLACE / "guest-initrd", DRIVERS)
+    process.run(["virsh", "capabilities"], timeout_s=CAPABILITIES_S)
 
 
 def define(name: str, *, slots: int = SLOTS) -> str:
     """Define a domain, or again one of that name; return its UUID."""
-    process.run(["virsh", "define", "/dev/stdin"], stdin=domain_xml(name, slots=slots), timeout_s=60)
+    process.run(["virsh", "define", "/dev/stdin"], stdin=domain_xml(name, slots=slots), timeout_s=DEFINE_S)
     return process.run(["virsh", "domuuid", name], timeout_s=30).stdout.strip()
 
 
@@ -168,8 +173,8 @@ class Guest:
     @classmethod
     def define(cls, machine: Machine, name: str, *, slots: int = SLOTS) -> Guest:
         """Make a guest that does not run yet."""
-        _call(machine, "prepare")
-        _call(machine, "define", name, str(slots))
+        _call(machine, "prepare", timeout_s=CAPABILITIES_S + 60)
+        _call(machine, "define", name, str(slots), timeout_s=DEFINE_S + 60)
         return cls(machine=machine, name=name)
 
     def start(self) -> None:
