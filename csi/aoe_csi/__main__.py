@@ -1,6 +1,6 @@
 """The `aoe-csi` command.
 
-Exit codes: 0 done, 1 done and something needs attention, 2 refused before anything began (one sentence on stderr).
+Exit codes: 0 done, 1 done and something needs attention, 2 not done, or not to its end (one sentence on stderr).
 """
 # ruff: noqa: PLC0415 - a subcommand imports what it needs, and grpc not before its environment is set.
 

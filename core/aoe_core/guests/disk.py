@@ -30,7 +30,8 @@ def disk_of(record: GuestRecord, source: str) -> DomainDisk:
         serial=record.attachment.serial,
         alias=alias_of(record.attachment.serial),
         read_only=record.read_only,
-        # libvirt and QEMU then let a second guest open it; anywhere else they are one more guard against that.
+        # For libvirt's lock manager, where there is one. QEMU's own image locks guard nothing here: each emulator has
+        # device nodes of its own, on which they do not meet. That one guest has a volume is for us alone to see to.
         shareable=record.mode is AccessMode.MULTI_NODE_MULTI_WRITER,
     )
 
