@@ -1,6 +1,7 @@
 """`aoe-csi guest` from the command line to the guest: real gRPC to a real controller, on fakes below."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from aoe_core.errors import (
 )
 from aoe_core.fakes.hypervisor import Unplug
 from aoe_core.fakes.links import LINKS
+from aoe_core.fakes.world import Step
 from aoe_core.host.contracts import DomainDisk
 from aoe_core.model import AccessMode, Attachment, PoolName, VolumeId, VolumeSpec, serial_of
 from aoe_core.settings import Settings
@@ -290,6 +292,29 @@ def test_a_grant_that_cannot_be_given_back_yet_stays_on_record(
     assert guest("detach", "g1", VOLUME)[0]
     assert cluster.held(VOLUME) == ()
     assert guest("list")[0]
+
+
+def test_who_did_not_answer_before_is_asked_who_they_are_before_a_grant_is_given_back(
+    cluster: GuestCluster, other: GuestCluster, guest: Command, serve: Callable[..., Server]
+) -> None:
+    """The way to the storage machine is made again while the guest lets go, and leads to another one."""
+    late = serve(cluster, "late.sock", node="storage1")
+    guest("attach", "g1", VOLUME, at="late.sock")
+    other.engine.publish(VOLUME, cluster.identity(NODE), MODE, read_only=False, block=True)
+    late.stop()
+
+    def come_back(step: Step) -> None:
+        if step.name == f"rm link {VOLUME}":
+            cluster.world.on_step = None
+            serve(other, "late.sock", node="storage2")
+            time.sleep(2)  # grpc tries again a second after it found nobody.
+
+    cluster.world.on_step = come_back
+    with pytest.raises(Conflict, match="leads to storage2"):
+        guest("detach", "g1", VOLUME, at="late.sock")
+    assert len(cluster.held(VOLUME)) == len(other.held(VOLUME)) == 1
+    assert guest("detach", "g1", VOLUME)[0]
+    assert (len(cluster.held(VOLUME)), len(other.held(VOLUME))) == (0, 1)
 
 
 def test_a_volume_whose_grant_is_still_to_be_given_back_may_be_attached_again(
