@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from aoe_core.resources.kubernetes import KubernetesLeases
 from aoe_core.resources.leases import WENT_BACK
 from aoe_lab.kubernetes.control_plane import ControlPlane
 
@@ -38,7 +39,11 @@ def test_sigterm_ends_the_cluster_role_in_good_order(clean: ControlPlane) -> Non
 def test_the_controller_ends_when_its_api_server_was_put_back(clean: ControlPlane, tmp_path: Path) -> None:
     """And with it its sidecars, which would go on with what they saw since the backup."""
     backup = clean.back_up()
-    clean.kubectl("create", "namespace", "since-the-backup")
+    # More than a starting control plane writes, so that the revision is the smaller one for a while.
+    leases = KubernetesLeases(clean.kubeconfig, "default")
+    for _ in range(2000):
+        leases.renew_lease("storage1")
+    leases.close()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         health = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,7 +1,8 @@
 """Noticing that the API server was put back to an older state, for a process that remembers what it was told.
 
 The CSI sidecars go on with what they saw after the backup, and would attach for objects that are no more. They end when
-their driver does, and start anew; so it is the driver that looks.
+their driver does, and start anew; so it is the driver that looks. A step back by fewer revisions than are written
+between two looks goes unnoticed. Leases alone are renewed all the time: only a backup of seconds ago is so near.
 """
 
 import logging
