@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from aoe_core.attach.attacher import Attacher
 from aoe_core.errors import Invalid, OutOfRange, Unreachable
-from aoe_core.guests.guest_disks import DiskState, GuestDisks
+from aoe_core.guests.disk_state import DiskState
+from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
 from aoe_core.guests.records import Bus, Origin
 from aoe_core.model import AccessMode

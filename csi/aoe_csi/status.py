@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from aoe_core.attach.records import BlockUse, StageRecord
-from aoe_core.guests.guest_disks import GuestDisk
+from aoe_core.guests.disk_state import GuestDisk
 from aoe_core.host.exports import ExportFile, ExportState
 from aoe_core.model import Grant, Volume
 from aoe_core.units import format_bytes

@@ -4,11 +4,9 @@ Each call looks, plans, does, and looks again; nothing is remembered but the rec
 made again, or its opposite, and finds its way. A device is let go of only when no domain of this host has it.
 """
 
-import enum
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,6 +18,7 @@ from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace
 from aoe_core.guests import plan
 from aoe_core.guests.admission import require_admissible, require_grant, require_origin, require_stage_for_guests
 from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
+from aoe_core.guests.disk_state import GuestDisk
 from aoe_core.guests.host import GuestHost
 from aoe_core.guests.records import Bus, GuestRecord, GuestRecords, Origin, records_of
 from aoe_core.guests.release import LET_GO_S, Tell, await_closed, await_release, silently
@@ -44,59 +43,6 @@ _NOBODY = Origin()
 
 def _keep() -> None:
     """Give nothing back."""
-
-
-class DiskState(enum.Enum):
-    """Where a recorded disk stands."""
-
-    ATTACHED = "attached"
-    """In every place of its domain where it is to be."""
-    INCOMPLETE = "incomplete"
-    """Wanted, and not in every such place: attach it again."""
-    ENDING = "ending"
-    """A detach has begun and not ended: detach it again."""
-    DOMAIN_GONE = "domain gone"
-    """Detach it, to let go of its device."""
-    UNKNOWN = "unknown"
-    """libvirt does not answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestDisk:
-    """A recorded disk as it is now."""
-
-    record: GuestRecord
-    device: str
-    domain: Domain | None
-    """None also when the domain is gone."""
-    known: bool
-    """Whether libvirt answered."""
-
-    @property
-    def live(self) -> bool:
-        """Whether the running guest has it."""
-        return self.domain is not None and find_disk(self.domain.live, self._alias) is not None
-
-    @property
-    def config(self) -> bool:
-        """Whether the domain starts with it."""
-        return self.domain is not None and find_disk(self.domain.config, self._alias) is not None
-
-    @property
-    def state(self) -> DiskState:
-        """Where it stands."""
-        if not self.known:
-            return DiskState.UNKNOWN
-        if not self.record.wanted:
-            return DiskState.ENDING
-        if self.domain is None:
-            return DiskState.DOMAIN_GONE
-        whole = self.config >= self.domain.persistent and self.live >= self.domain.running
-        return DiskState.ATTACHED if whole else DiskState.INCOMPLETE
-
-    @property
-    def _alias(self) -> str:
-        return alias_of(self.record.attachment.serial)
 
 
 class GuestDisks:
