@@ -12,13 +12,12 @@ import pytest
 from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE, Cluster
 from tests.simulated.guest_cluster import GuestCluster
 from tests.simulated.test_kill_sweep import (
-    DEATHS,
     Life,
     Operation,
     boundaries,
-    die_and_carry_on,
     kill,
     live_until_death,
+    sweep,
 )
 
 from aoe_core.attach.records import BlockUse, FilesystemUse
@@ -137,17 +136,7 @@ SWEPT = ("attach", "resize", "turn round", "detach")
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name.replace(" ", "-"))
 def test_a_call_killed_anywhere_converges_in_either_direction(life: Life, operation: str, evidence: Evidence) -> None:
     position = [one.name for one in life.operations].index(operation)
-    total = boundaries(life, position)
-    for boundary in range(1, total + 1):
-        for death in DEATHS:
-            for abandon in (False, True):
-                try:
-                    die_and_carry_on(life, position, boundary, death, abandon=abandon)
-                except BaseException as error:
-                    way = "turned round" if abandon else "asked again"
-                    error.add_note(f"{death.__name__} at boundary {boundary} of {total} of {operation}, {way}")
-                    raise
-    evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")
+    sweep(life, position, evidence, abandoned="turned round")
 
 
 def test_control_without_carrying_on_most_deaths_in_detach_leave_something(evidence: Evidence) -> None:

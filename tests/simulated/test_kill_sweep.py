@@ -306,8 +306,8 @@ def cases() -> Iterator[ParameterSet]:
                 yield pytest.param(life, position, id=f"{life.name}-{operation.name}".replace(" ", "-"))
 
 
-@pytest.mark.parametrize(("life", "position"), list(cases()))
-def test_an_operation_killed_anywhere_converges(life: Life, position: int, evidence: Evidence) -> None:
+def sweep(life: Life, position: int, evidence: Evidence, *, abandoned: str) -> None:
+    """Die at every boundary of an operation, and carry on both ways. `abandoned`: the word for not asking again."""
     total = boundaries(life, position)
     for boundary in range(1, total + 1):
         for death in DEATHS:
@@ -315,12 +315,17 @@ def test_an_operation_killed_anywhere_converges(life: Life, position: int, evide
                 try:
                     die_and_carry_on(life, position, boundary, death, abandon=abandon)
                 except BaseException as error:
-                    way = "undone" if abandon else "asked again"
+                    way = abandoned if abandon else "asked again"
                     error.add_note(
                         f"{death.__name__} at boundary {boundary} of {total} of {life.operations[position].name}, {way}"
                     )
                     raise
     evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")
+
+
+@pytest.mark.parametrize(("life", "position"), list(cases()))
+def test_an_operation_killed_anywhere_converges(life: Life, position: int, evidence: Evidence) -> None:
+    sweep(life, position, evidence, abandoned="undone")
 
 
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.name.replace(" ", "-"))

@@ -5,8 +5,8 @@ made again, or its opposite, and finds its way. A device is let go of only when 
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import msgspec
@@ -33,8 +33,6 @@ from aoe_core.settings import Settings
 
 _ROUNDS = 8
 """How often a call is planned anew because the domain changed under it; three are what a detach takes."""
-
-
 _CLOSE_LOOKS = 10
 """How often a device that should be closed is looked at."""
 _CLOSE_LOOK_S = 0.2
@@ -414,10 +412,8 @@ class GuestDisks:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _holding(self, volume_id: VolumeId) -> Iterator[None]:
-        with self._locks.hold(f"guest disk {volume_id}"):
-            yield
+    def _holding(self, volume_id: VolumeId) -> AbstractContextManager[None]:
+        return self._locks.hold(f"guest disk {volume_id}")
 
     def _find_domain(self, domain: str) -> Domain | None:
         try:
