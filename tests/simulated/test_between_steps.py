@@ -23,6 +23,7 @@ from aoe_core.model import (
     SnapshotId,
     VolumeId,
     VolumeSpec,
+    VolumeState,
 )
 from aoe_core.units import MIB
 from aoe_core.volumes import tags
@@ -199,6 +200,26 @@ def test_a_lost_volume_is_not_made_anew_by_its_name() -> None:
         cluster.engine.create_volume(spec())
     group.volumes[lost.name] = lost
     cluster.engine.create_volume(spec())
+
+
+def test_a_thin_volume_is_whole_with_one_change_of_its_group() -> None:
+    """And usable, should the command that made it have died before it activated it."""
+    cluster = Cluster()
+    changes: list[str] = []
+
+    def note(step: Step) -> None:
+        if step.name.startswith("lv"):
+            changes.append(step.name)
+
+    cluster.world.on_step = note
+    cluster.engine.create_volume(spec(pool="thin"))
+    cluster.world.on_step = None
+    assert len({change.split()[0] for change in changes}) == 1, changes
+    lv = cluster.storage.lvm.groups["vg0"].volumes[f"v-{VOLUME}"]
+    assert tags.state_tag(VolumeState.READY) in lv.tags
+    lv.active = False
+    cluster.engine.create_volume(spec(pool="thin"))
+    assert lv.active
 
 
 def test_what_a_pool_held_before_it_meant_another_volume_group_is_not_absent() -> None:

@@ -203,6 +203,9 @@ class Engine:
         found = self._find_volume(report, spec.volume_id)
         if found is not None and found[0].state is VolumeState.READY:
             plan.require_same(found[0], spec)
+            if not found[1].active:
+                # A command that made it whole may have been cut short before it activated it.
+                apply(self._host, (ActivateLv(vg=found[1].vg, name=found[1].name),))
             return found[0]
         if found is None:
             if held := self._held(spec.volume_id):
