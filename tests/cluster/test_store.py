@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -126,6 +127,42 @@ def test_whoever_waits_for_an_end_sees_it(store: KubernetesStore) -> None:
     timer.start()
     assert store.await_(AoEVolume, "v", lambda one: "gone" if one is None else None, timeout_s=60) == "gone"
     timer.join()
+
+
+def test_whoever_waits_is_told_and_does_not_ask(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at a change, nor when another resource changes or goes: a hundred may wait, and more change."""
+    made = store.create(volume())
+    store.create(volume("other"))
+    assert store.await_(AoEVolume, "v", lambda one: one, timeout_s=60) is not None
+    asked: list[str] = []
+    get = store.get
+
+    def counted(kind: type[Any], name: str) -> Any:
+        asked.append(name)
+        return get(kind, name)
+
+    monkeypatch.setattr(store, "get", counted)
+    seen: list[str] = []
+    in_wait = threading.Event()
+
+    def ready(one: AoEVolume | None) -> bool | None:
+        assert one is not None
+        seen.append(one.status.phase)
+        in_wait.set()
+        return one.status.phase == "Ready" or None
+
+    def change() -> None:
+        in_wait.wait(60)
+        store.delete(AoEVolume, "other")
+        creating = store.update_status(msgspec.structs.replace(made, status=AoEVolumeStatus(phase="Creating")))
+        store.update_status(msgspec.structs.replace(creating, status=AoEVolumeStatus(phase="Ready")))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert store.await_(AoEVolume, "v", ready, timeout_s=15)
+    thread.join()
+    assert seen[-1] == "Ready"
+    assert asked == ["v"]
 
 
 def test_waiting_ends(store: KubernetesStore) -> None:

@@ -1,6 +1,7 @@
 """The Store on a real API server, through lightkube: the only module that speaks to Kubernetes for us.
 
-A change is only a hint to look: whoever waits for a resource is woken when the watch tells of it, and reads it anew.
+Whoever waits for a resource reads it once, and goes on with what the watch tells of it, unless that is older; he reads
+it again when the watch broke, or has been silent for long.
 """
 
 import contextlib
@@ -54,8 +55,8 @@ a thread that comes second while the first still looks gets a half-made descript
 _LEASE_PREFIX = "aoe-csi-storage-"
 _LEASE_LABEL = f"{GROUP}/storage-node"
 _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernetes.io/component": "node"}
-_LOOK_ANYWAY_S = 5.0
-"""How long a waiter trusts that the watch would have told it."""
+_LOOK_ANYWAY_S = 20.0
+"""How long a waiter trusts that the watch would have told it; a hundred wait at once, and each look costs a request."""
 _REQUEST_S = 20.0
 _WATCH_S = 300
 _AGAIN_S = 1.0
@@ -158,20 +159,23 @@ class KubernetesStore:
         self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float
     ) -> Answer | None:
         """Look now and at every change, until there is an answer. Raises: Unreachable, and what `answer` raises."""
-        changes = self._watching(kind)
         deadline = time.monotonic() + timeout_s
-        while True:
-            seen = changes.count(name)
-            try:
-                resource: Resource | None = self.get(kind, name)
-            except NotFound:
-                resource = None
-            if (answered := answer(resource)) is not None:
-                return answered
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            changes.wait(name, seen, min(left_s, _LOOK_ANYWAY_S))
+        with self._watching(kind).tell(name) as inbox:
+            seen = self._find(kind, name)
+            while (answered := answer(seen)) is None:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return None
+                told = inbox.wait(min(left_s, _LOOK_ANYWAY_S))
+                told_of = None if told is None or seen is None else _newer(seen, _read(kind, told))
+                seen = told_of or self._find(kind, name)
+        return answered
+
+    def _find(self, kind: type[Resource], name: str) -> Resource | None:
+        try:
+            return self.get(kind, name)
+        except NotFound:
+            return None
 
     def _watching(self, kind: type[Fields]) -> "_Changes":
         with self._guard:
@@ -295,15 +299,37 @@ class KubernetesEvents:
             log.warning("event cannot be posted", extra={"event_reason": event.reason, "error": str(error)})
 
 
+class _Inbox:
+    """What the watch has told one waiter since it last looked here: the newest state of its resource."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._told: GenericGlobalResource | None = None
+        self._is_news = False
+
+    def put(self, told: GenericGlobalResource | None) -> None:
+        """Tell the waiter. None: there may be something new that nobody has told of."""
+        with self._changed:
+            self._told, self._is_news = told, True
+            self._changed.notify()
+
+    def wait(self, timeout_s: float) -> GenericGlobalResource | None:
+        """Return what was told last, None when it must be looked at; at the time limit that, too."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_news, timeout_s)
+            told, self._told, self._is_news = self._told, None, False
+            return told
+
+
 class _Changes:
-    """Counts the changes of each resource of a kind as a watch tells of them. A watch that breaks is taken up again."""
+    """Tells waiters of a kind's changes, as a watch tells of them. A watch that breaks is taken up again."""
 
     def __init__(self, client: lightkube.Client, kind: type[Fields]) -> None:
         self._client = client
         self._kind = kind
-        self._changed = threading.Condition()
-        self._counts: dict[str, int] = {}
-        self._breaks = 0
+        self._guard = threading.Lock()
+        self._inboxes: dict[str, list[_Inbox]] = {}
+        """Resource → those who wait for it; nothing is kept of one that nobody waits for."""
         self._stopped = threading.Event()
         threading.Thread(target=self._watch_for_ever, name=f"watch {kind.__name__}", daemon=True).start()
 
@@ -311,15 +337,24 @@ class _Changes:
         """Watch no longer; the thread ends with its connection."""
         self._stopped.set()
 
-    def count(self, name: str) -> tuple[int, int]:
-        """Return a number that differs once there may have been a change."""
-        with self._changed:
-            return self._breaks, self._counts.get(name, 0)
+    @contextlib.contextmanager
+    def tell(self, name: str) -> Iterator[_Inbox]:
+        """Give an inbox for the changes of one resource."""
+        inbox = _Inbox()
+        with self._guard:
+            self._inboxes.setdefault(name, []).append(inbox)
+        try:
+            yield inbox
+        finally:
+            with self._guard:
+                waiting = self._inboxes[name]
+                waiting.remove(inbox)
+                if not waiting:
+                    del self._inboxes[name]
 
-    def wait(self, name: str, seen: tuple[int, int], timeout_s: float) -> None:
-        """Return when there may have been a change since `seen` was counted, or at the time limit."""
-        with self._changed:
-            self._changed.wait_for(lambda: (self._breaks, self._counts.get(name, 0)) != seen, timeout_s)
+    def _waiting_for(self, name: str) -> tuple[_Inbox, ...]:
+        with self._guard:
+            return tuple(self._inboxes.get(name, ()))
 
     def _watch_for_ever(self) -> None:
         while not self._stopped.is_set():
@@ -327,18 +362,13 @@ class _Changes:
                 for event, resource in self._client.watch(_generic(self._kind), server_timeout=_WATCH_S):
                     if self._stopped.is_set():
                         break
-                    name = resource["metadata"]["name"]
-                    with self._changed:
-                        if event == "DELETED":
-                            # Forgotten, so that the counts do not grow for ever; the break tells who waits for it.
-                            self._counts.pop(name, None)
-                            self._breaks += 1
-                        else:
-                            self._counts[name] = self._counts.get(name, 0) + 1
-                        self._changed.notify_all()
-            with self._changed:
-                self._breaks += 1
-                self._changed.notify_all()
+                    for inbox in self._waiting_for(resource["metadata"]["name"]):
+                        # One that is gone may have been made anew: whoever waits for it looks.
+                        inbox.put(None if event == "DELETED" else resource)
+            with self._guard:
+                everybody = [inbox for waiting in self._inboxes.values() for inbox in waiting]
+            for inbox in everybody:
+                inbox.put(None)
             self._stopped.wait(_AGAIN_S)
         self._client.close()
 
@@ -376,6 +406,16 @@ def _read(kind: type[Resource], raw: GenericGlobalResource) -> Resource:
         raise Invalid(
             f"{kind.__name__} {name} cannot be read ({error}); was it made by another version of the definitions?"
         ) from error
+
+
+def _newer(one: Resource, other: Resource) -> Resource:
+    """Return the one that was written last."""
+    return other if _version(other) > _version(one) else one
+
+
+def _version(resource: Resource) -> int:
+    # As of a Lease: see _revision.
+    return int(resource.metadata.resource_version or 0)
 
 
 def _write(resource: Fields) -> GenericGlobalResource:
