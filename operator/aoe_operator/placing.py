@@ -3,7 +3,7 @@ gives up what was on a node that is gone for good."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
@@ -93,23 +93,31 @@ class ClusterRole:
         if placement.is_open(volume, live=live):
             # One after the other: who is placed next has to see who was placed before.
             with self._guard:
-                self._look_at_all(is_new=conditions.find(volume.status.conditions, "Placed") is None)
-                volumes = tuple(self._volumes.values())
-                written = placement.place(self._store, volume, self._nodes, volumes, live=live, now_s=self._now_s())
+                looks = self._looks(is_new=conditions.find(volume.status.conditions, "Placed") is None)
+                written = placement.place(self._store, volume, looks, live=live, now_s=self._now_s())
                 self._volumes[name] = written
             events.post_change(self._events, volume, written.status.conditions)
         if volume.status.node is not None:
             return None
         return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S
 
-    def _look_at_all(self, *, is_new: bool) -> None:
-        """Look at nodes and volumes, unless the last look is recent: a crowd shares one.
+    def _looks(self, *, is_new: bool) -> Iterator[placement.Look]:
+        """Look at nodes and volumes: a crowd shares one look, but a new volume is not refused by an old one.
 
-        A look at ten thousand volumes takes seconds. For those that wait already it is good for ten times what it took,
-        so that they never take up more than a tenth of the time; a new one is not refused by an old look.
+        A look at ten thousand volumes takes seconds. So it is good for ten times what it took, and never takes up more
+        than a tenth of the time.
         """
+        looked_s = self._looked_s
+        self._look_at_all(max(_LOOK_S, 10 * self._look_took_s))
+        yield placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
+        if is_new and looked_s == self._looked_s:
+            self._look_at_all(_LOOK_S)
+            yield placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
+
+    def _look_at_all(self, age_s: float) -> None:
+        """Look, unless the last look is younger than `age_s`."""
         begin_s = time.monotonic()
-        if begin_s - self._looked_s < (_LOOK_S if is_new else max(_LOOK_S, 10 * self._look_took_s)):
+        if begin_s - self._looked_s < age_s:
             return
         self._nodes = self._store.list(AoENode)
         self._volumes = {one.metadata.name: one for one in self._store.list(AoEVolume)}

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import msgspec
 import pytest
-from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, SHELF
+from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
 from aoe_core.errors import Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
@@ -402,11 +402,14 @@ def test_who_takes_back_again_waits_for_the_storage_node_again(
 def test_a_volume_whose_pool_nobody_names_any_more_is_not_lost(
     provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
 ) -> None:
-    """Out of sight is not gone; until a person says so."""
+    """Out of sight is not gone; until a person says so, and not while LVM still shows it."""
     provisioner.create_volume(spec())
+    lvm = machines.storage.lvm
+    lvm.add_group("vg1", GROUP_BYTES)
     kept = machines.engine._settings  # noqa: SLF001 - its AoENode is what it is made of, and it cannot be changed.
-    fewer = msgspec.structs.replace(kept, pool=tuple(one for one in kept.pool if one.name != "thin"))
-    machines.engine._settings = fewer  # noqa: SLF001
+    (thick,) = (pool for pool in kept.pool if pool.name == "thick")
+    moved = msgspec.structs.replace(kept, pool=(msgspec.structs.replace(thick, volume_group="vg1"),))
+    machines.engine._settings = moved  # noqa: SLF001
 
     def said(type_: str, text: str) -> Callable[[AoEVolume | None], AoEVolume | None]:
         def look(one: AoEVolume | None) -> AoEVolume | None:
@@ -416,17 +419,27 @@ def test_a_volume_whose_pool_nobody_names_any_more_is_not_lost(
         return look
 
     assert looked_again(roles) is not None
+    seen = store.await_(AoEVolume, V, said("Ready", "name vg0/tp0 as one again"), timeout_s=10)
+    assert seen is not None
+    assert seen.status.phase == "Ready"
+    gone = lvm.groups.pop("vg0")
+    assert looked_again(roles) is not None
     seen = store.await_(AoEVolume, V, said("Ready", "put the pool back"), timeout_s=10)
     assert seen is not None
     assert seen.status.phase == "Ready"
     store.delete(AoEVolume, V)
     seen = store.await_(AoEVolume, V, said("Deleted", f"{POOL_IS_GONE}=thin"), timeout_s=60)
     assert seen is not None
-    machines.engine._settings = kept  # noqa: SLF001
-    assert machines.engine.get_volume(V).volume.pool == "thin"
-    machines.engine._settings = fewer  # noqa: SLF001
+
+    lvm.groups["vg0"] = gone
     annotations = {"metadata": {"annotations": {POOL_IS_GONE: "thin"}}}
     store.apply(AoEVolume, V, annotations, holder="a-person")
+    seen = store.await_(AoEVolume, V, said("Deleted", "name vg0/tp0 as one again"), timeout_s=60)
+    assert seen is not None
+    machines.engine._settings = kept  # noqa: SLF001
+    assert machines.engine.get_volume(V).volume.pool == "thin"
+    del lvm.groups["vg0"]
+    machines.engine._settings = moved  # noqa: SLF001
     assert store.await_(AoEVolume, V, lambda one: one is None or None, timeout_s=60)
 
 
@@ -809,6 +822,32 @@ def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, mon
     assert sorted(asked, key=str) == [AoENode, AoEVolume]
     placed = [store.get(AoEVolume, name).spec.node for name in names]
     assert placed == ["storage1"] * 5 + [None] * 3
+
+
+def test_a_new_volume_is_not_refused_by_an_old_look(
+    provisioner: ClusterProvisioner, store: KubernetesStore, roles: Roles
+) -> None:
+    """What was taken when somebody looked may be free by now."""
+    provisioner.create_volume(spec())
+    roles.end()
+    role = ClusterRole(store, lambda: frozenset({"storage1"}), _Deaf())
+    for name in ("first", "second"):
+        store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=AoEVolumeSpec(size="1Gi", pool="thick")))
+    node = store.get(AoENode, "storage1")
+    (thick,) = (one for one in node.status.pools if one.name == "thick")
+    full = msgspec.structs.replace(thick, available="0", largest_volume="0")
+    emptied = store.update_status(
+        msgspec.structs.replace(node, status=msgspec.structs.replace(node.status, pools=(full,)))
+    )
+    assert role.place("first") is not None
+    assert store.get(AoEVolume, "first").spec.node is None
+    store.update_status(msgspec.structs.replace(emptied, status=node.status))
+    role._looked_s -= 2  # noqa: SLF001 - so old, and
+    role._look_took_s = 60  # noqa: SLF001 - good for long, as a look at very many volumes is.
+    assert role.place("first") is not None
+    assert store.get(AoEVolume, "first").spec.node is None
+    assert role.place("second") is not None
+    assert store.get(AoEVolume, "second").spec.node == "storage1"
 
 
 def test_a_silent_storage_node_says_so_and_offers_nothing(

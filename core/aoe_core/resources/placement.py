@@ -44,6 +44,14 @@ class Candidate:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """All nodes and all volumes, as they were when somebody looked."""
+
+    nodes: tuple[AoENode, ...]
+    volumes: tuple[AoEVolume, ...]
+
+
 def choose(
     volume: AoEVolume,
     nodes: Iterable[AoENode],
@@ -100,14 +108,14 @@ def choose(
 def place(
     store: Store,
     volume: AoEVolume,
-    nodes: Iterable[AoENode],
-    volumes: Iterable[AoEVolume],
+    looks: Iterable[Look],
     *,
     live: AbstractSet[str],
     now_s: int,
 ) -> AoEVolume:
     """Write down where a volume goes, or why nowhere; one that was accepted or is going is left alone.
 
+    Args: `looks`: at least one; the next is taken when the one before refuses the volume.
     Safe beside another that does the same: the one that comes second finds the resource changed.
     Returns: the volume as it is now. Raises: Busy, Unreachable.
     """
@@ -119,13 +127,24 @@ def place(
             " Lease: bring it up, or delete the volume and make it without node"
         )
         return _say(store, volume, waiting, now_s)
-    others = [one for one in volumes if one.metadata.name != volume.metadata.name]
     try:
-        node = choose(volume, nodes, others, live=live, source_node=_source_node(store, volume))
+        node = _choose_by(looks, volume, live=live, source_node=_source_node(store, volume))
     except AoECsiError as error:
         return _say(store, volume, error, now_s)
     metadata = replace(volume.metadata, annotations={**volume.metadata.annotations, CHOSEN: node})
     return store.update(replace(volume, metadata=metadata, spec=replace(volume.spec, node=node)))
+
+
+def _choose_by(looks: Iterable[Look], volume: AoEVolume, *, live: AbstractSet[str], source_node: str | None) -> str:
+    refused: AoECsiError | None = None
+    for look in looks:
+        others = [one for one in look.volumes if one.metadata.name != volume.metadata.name]
+        try:
+            return choose(volume, look.nodes, others, live=live, source_node=source_node)
+        except AoECsiError as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 def is_open(volume: AoEVolume, *, live: AbstractSet[str]) -> bool:
