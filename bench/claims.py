@@ -146,6 +146,8 @@ def way(cluster: Cluster, name: str, *, new: bool) -> dict[str, float]:
     def look() -> bool:
         listed = cluster.plane.kubectl(f"-n{SPACE}", "get", "pvc,pods,volumeattachments", "-ojson").stdout
         now, items = time.monotonic() - begin, json.loads(listed)["items"]
+        # The driver to compare with has a pod in this namespace, too.
+        items = [one for one in items if one["kind"] == "VolumeAttachment" or one["metadata"]["name"] == name]
         bound_now = any(one["kind"] == "PersistentVolumeClaim" and one["status"]["phase"] == "Bound" for one in items)
         attached = any(one["kind"] == "VolumeAttachment" and one.get("status", {}).get("attached") for one in items)
         running = any(one["kind"] == "Pod" and one["status"]["phase"] == "Running" for one in items)
