@@ -8,7 +8,6 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
-from aoe_core.errors import NotFound
 from aoe_core.resources import conditions, events, placement
 from aoe_core.resources.events import Events
 from aoe_core.resources.leases import Liveness
@@ -75,19 +74,15 @@ class ClusterRole:
 
     def decommission(self, name: str) -> float | None:
         """Give up what is on a decommissioned node. Returns: when to look again, None when there is nothing to do."""
-        try:
-            node = self._store.get(AoENode, name)
-        except NotFound:
-            return None
-        if not node.spec.decommissioned:
+        node = self._store.find(AoENode, name)
+        if node is None or not node.spec.decommissioned:
             return None
         return decommission.give_up(self._store, self._events, node, self._told, self._now_s())
 
     def place(self, name: str) -> float | None:
         """Place one volume. Returns: when to look again, None once its storage node has accepted it."""
-        try:
-            volume = self._store.get(AoEVolume, name)
-        except NotFound:
+        volume = self._store.find(AoEVolume, name)
+        if volume is None:
             return None
         live = self._live()
         if placement.is_open(volume, live=live):
@@ -107,19 +102,16 @@ class ClusterRole:
         A look at ten thousand volumes takes seconds. So it is good for ten times what it took, and never takes up more
         than a tenth of the time.
         """
-        looked_s = self._looked_s
-        self._look_at_all(max(_LOOK_S, 10 * self._look_took_s))
-        yield placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
-        if is_new and looked_s == self._looked_s:
-            self._look_at_all(_LOOK_S)
-            yield placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
+        yield self._look(max(_LOOK_S, 10 * self._look_took_s))
+        if is_new:
+            yield self._look(_LOOK_S)
 
-    def _look_at_all(self, age_s: float) -> None:
-        """Look, unless the last look is younger than `age_s`."""
+    def _look(self, age_s: float) -> placement.Look:
+        """Return the last look if it is younger than `age_s`, with what was placed since; else look."""
         begin_s = time.monotonic()
-        if begin_s - self._looked_s < age_s:
-            return
-        self._nodes = self._store.list(AoENode)
-        self._volumes = {one.metadata.name: one for one in self._store.list(AoEVolume)}
-        self._looked_s = time.monotonic()
-        self._look_took_s = self._looked_s - begin_s
+        if begin_s - self._looked_s >= age_s:
+            self._nodes = self._store.list(AoENode)
+            self._volumes = {one.metadata.name: one for one in self._store.list(AoEVolume)}
+            self._looked_s = time.monotonic()
+            self._look_took_s = self._looked_s - begin_s
+        return placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))

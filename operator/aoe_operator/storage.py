@@ -224,9 +224,8 @@ class StorageRole:
             return self._reconcile_volume(name)
 
     def _reconcile_volume(self, name: str) -> float | None:
-        try:
-            volume = self._store.get(AoEVolume, name)
-        except NotFound:
+        volume = self._store.find(AoEVolume, name)
+        if volume is None:
             self._forget(name)
             return None
         self._met.add(name)
@@ -517,9 +516,8 @@ class StorageRole:
 
     def reconcile_snapshot(self, name: str) -> float | None:
         """Take or remove one snapshot. Returns and raises as `reconcile_volume` does."""
-        try:
-            snapshot = self._store.get(AoESnapshot, name)
-        except NotFound:
+        snapshot = self._store.find(AoESnapshot, name)
+        if snapshot is None:
             self._met.discard(name)
             return None
         self._met.add(name)

@@ -95,6 +95,13 @@ class KubernetesStore:
         with _translated(kind, name):
             return _read(kind, self._client.get(_generic(kind), name))
 
+    def find(self, kind: type[Resource], name: str) -> Resource | None:
+        """Return a resource, None when it is not there. Raises: Unreachable."""
+        try:
+            return self.get(kind, name)
+        except NotFound:
+            return None
+
     def list(self, kind: type[Resource]) -> tuple[Resource, ...]:
         """Return all resources of a kind, ordered by name. Raises: Unreachable."""
         with _translated(kind, ""):
@@ -161,21 +168,14 @@ class KubernetesStore:
         """Look now and at every change, until there is an answer. Raises: Unreachable, and what `answer` raises."""
         deadline = time.monotonic() + timeout_s
         with self._watching(kind).tell(name) as inbox:
-            seen = self._find(kind, name)
+            seen = self.find(kind, name)
             while (answered := answer(seen)) is None:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return None
                 told = inbox.wait(min(left_s, _LOOK_ANYWAY_S))
-                told_of = None if told is None or seen is None else _newer(seen, _read(kind, told))
-                seen = told_of or self._find(kind, name)
+                seen = self.find(kind, name) if told is None or seen is None else _newer(seen, _read(kind, told))
         return answered
-
-    def _find(self, kind: type[Resource], name: str) -> Resource | None:
-        try:
-            return self.get(kind, name)
-        except NotFound:
-            return None
 
     def _watching(self, kind: type[Fields]) -> "_Changes":
         with self._guard:
@@ -206,14 +206,14 @@ class KubernetesLeases:
             ),
         )
         with _translated(Lease, node):
-            return _revision(self._client.apply(lease, force=True))
+            return _revision_of(self._client.apply(lease, force=True))
 
     def leases(self) -> Mapping[str, int]:
         """Return node → resource version. Raises: Unreachable."""
         with _translated(Lease, ""):
             found = list(self._client.list(Lease, labels={_LEASE_LABEL: exists()}))
         return {
-            lease.metadata.name.removeprefix(_LEASE_PREFIX): _revision(lease)
+            lease.metadata.name.removeprefix(_LEASE_PREFIX): _revision_of(lease)
             for lease in found
             if lease.metadata and lease.metadata.name
         }
@@ -257,9 +257,12 @@ class KubernetesRegistrations:
             }
 
 
-def _revision(lease: Lease) -> int:
+def _revision_of(lease: Lease) -> int:
+    return _revision(lease.metadata.resourceVersion if lease.metadata else None)
+
+
+def _revision(version: str | None) -> int:
     # Numbers that grow, as Kubernetes has promised since 1.35 and etcd has always kept.
-    version = lease.metadata.resourceVersion if lease.metadata else None
     return int(version or 0)
 
 
@@ -410,12 +413,7 @@ def _read(kind: type[Resource], raw: GenericGlobalResource) -> Resource:
 
 def _newer(one: Resource, other: Resource) -> Resource:
     """Return the one that was written last."""
-    return other if _version(other) > _version(one) else one
-
-
-def _version(resource: Resource) -> int:
-    # As of a Lease: see _revision.
-    return int(resource.metadata.resource_version or 0)
+    return max(one, other, key=lambda each: _revision(each.metadata.resource_version))
 
 
 def _write(resource: Fields) -> GenericGlobalResource:

@@ -104,7 +104,7 @@ class ClusterProvisioner:
     def create_volume(self, spec: VolumeSpec) -> Volume:
         """Ask for a volume and wait until it is ready; a refusal takes the wish back."""
         wanted = conversion.wanted_of(spec)
-        volume = self._find_volume(spec.volume_id)
+        volume = self._store.find(AoEVolume, spec.volume_id)
         if volume is None:
             try:
                 volume = self._store.create(AoEVolume(metadata=ObjectMeta(name=spec.volume_id), spec=wanted))
@@ -126,7 +126,7 @@ class ClusterProvisioner:
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Ask for a volume's end and wait until its name is free."""
-        volume = self._find_volume(volume_id)
+        volume = self._store.find(AoEVolume, volume_id)
         if volume is None:
             return
         if volume.spec.tickets:
@@ -249,7 +249,7 @@ class ClusterProvisioner:
     def _take_back(self, volume_id: VolumeId, node: NodeName | None) -> AoEVolume | None:
         deadline = time.monotonic() + self._patience_s
         while True:
-            volume = self._find_volume(volume_id)
+            volume = self._store.find(AoEVolume, volume_id)
             if volume is None or (_is_free(volume) and _has_been_heard(volume)):
                 return None
             kept = tuple(one for one in volume.spec.tickets if node is not None and one.node != node)
@@ -269,7 +269,7 @@ class ClusterProvisioner:
 
     def create_snapshot(self, snapshot_id: SnapshotId, source: VolumeId) -> Snapshot:
         """Ask a volume's storage node for a snapshot and wait until it is taken."""
-        snapshot = self._find_snapshot(snapshot_id)
+        snapshot = self._store.find(AoESnapshot, snapshot_id)
         if snapshot is None:
             volume = self._ready_volume(source)
             assert volume.status.node is not None
@@ -297,7 +297,7 @@ class ClusterProvisioner:
 
     def delete_snapshot(self, snapshot_id: SnapshotId) -> None:
         """Ask for a snapshot's end and wait for it."""
-        if self._find_snapshot(snapshot_id) is None:
+        if self._store.find(AoESnapshot, snapshot_id) is None:
             return
         self._store.delete(AoESnapshot, snapshot_id)
 
@@ -316,18 +316,6 @@ class ClusterProvisioner:
 
     def _nodes(self) -> tuple[AoENode, ...]:
         return tuple(node for node in self._store.list(AoENode) if not node.spec.decommissioned)
-
-    def _find_volume(self, volume_id: VolumeId) -> AoEVolume | None:
-        try:
-            return self._store.get(AoEVolume, volume_id)
-        except NotFound:
-            return None
-
-    def _find_snapshot(self, snapshot_id: SnapshotId) -> AoESnapshot | None:
-        try:
-            return self._store.get(AoESnapshot, snapshot_id)
-        except NotFound:
-            return None
 
     def _ready_volume(self, volume_id: VolumeId) -> AoEVolume:
         volume = self._store.get(AoEVolume, volume_id)

@@ -21,6 +21,9 @@ class Store(Protocol):
     def get(self, kind: type[Resource], name: str) -> Resource:
         """Return a resource. Raises: NotFound."""
 
+    def find(self, kind: type[Resource], name: str) -> Resource | None:
+        """Return a resource, None when it is not there."""
+
     def list(self, kind: type[Resource]) -> tuple[Resource, ...]:
         """Return all resources of a kind, ordered by name."""
 
