@@ -203,9 +203,8 @@ class Engine:
         found = self._find_volume(report, spec.volume_id)
         if found is not None and found[0].state is VolumeState.READY:
             plan.require_same(found[0], spec)
-            if not found[1].active:
-                # A command that made it whole may have been cut short before it activated it.
-                apply(self._host, (ActivateLv(vg=found[1].vg, name=found[1].name),))
+            # A command that made it whole may have been cut short before it activated it.
+            self._ensure_active(found[1])
             return found[0]
         if found is None:
             if held := self._held(spec.volume_id):
@@ -353,8 +352,7 @@ class Engine:
         writable = mode.writes and not read_only
         if mode is AccessMode.MULTI_NODE_MULTI_WRITER and not block:
             raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
-        if not lv.active:
-            apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
+        self._ensure_active(lv)
         if not self._held(volume_id):
             apply(self._host, plan.plan_end_growth(volume, lv))
         filesystem = self._note_filesystem(volume, lv)
@@ -440,6 +438,10 @@ class Engine:
                 log.exception("background work failed")
             if self._stop.wait(_TEND_S):
                 return
+
+    def _ensure_active(self, lv: LogicalVolume) -> None:
+        if not lv.active:
+            apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
 
     def _try(self, actions: tuple[Action, ...]) -> None:
         try:
