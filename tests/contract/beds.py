@@ -122,8 +122,8 @@ class Bed(Protocol):
     def restarted_lvm(self) -> contracts.Lvm:
         """Return the Lvm of a process that was started only now."""
 
-    def change_running(self, vg: str, name: str) -> AbstractContextManager[None]:
-        """Have a change of an LV run whose caller is gone."""
+    def change_running(self, vg: str) -> AbstractContextManager[None]:
+        """Have a change of a VG run whose caller is gone."""
 
     def lock_held(self, address: Address) -> AbstractContextManager[None]:
         """Have a former exporter hold an export's lock."""

@@ -156,7 +156,7 @@ class FakeBed:
         return self.machine.start_process("restarted").lvm
 
     @contextmanager
-    def change_running(self, vg: str, name: str) -> Iterator[None]:
+    def change_running(self, vg: str) -> Iterator[None]:
         def dies_waiting(step: Step) -> None:
             assert step.runs_on is not None
             step.runs_on()
@@ -165,7 +165,7 @@ class FakeBed:
         other = self.machine.start_process("other")
         self.world.on_step = dies_waiting
         with contextlib.suppress(Killed):
-            other.lvm.retag(vg, name)
+            other.lvm.retag(vg, "v-missing")
         self.world.on_step = None
         yield
         self.machine.lvm.finish_due(everything=True)

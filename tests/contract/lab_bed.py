@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -335,8 +334,8 @@ class RealBed:
         return HostLvm(HostRunner())
 
     @contextmanager
-    def change_running(self, vg: str, name: str) -> Iterator[None]:
-        unit = "aoe-csi-lvm-" + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
+    def change_running(self, vg: str) -> Iterator[None]:
+        unit = f"aoe-csi-lvm-{vg}.service"
         _run("systemd-run", "--quiet", "--collect", f"--unit={unit}", "sleep", "1000")
         try:
             yield

@@ -214,8 +214,7 @@ class Lv:
 class RunningChange:
     """A change that goes on although whoever asked for it is dead."""
 
-    def __init__(self, vg: str, effect: Callable[[], None], due_s: float) -> None:
-        self.vg = vg
+    def __init__(self, effect: Callable[[], None], due_s: float) -> None:
         self.effect = effect
         self.due_s = due_s
 
@@ -226,8 +225,8 @@ class LvmState:
     def __init__(self, machine: "FakeMachine") -> None:
         self._machine = machine
         self.groups: dict[str, Group] = {}
-        self.running: dict[tuple[str, str], RunningChange] = {}
-        """(vg, name) → the change that runs on."""
+        self.running: dict[str, RunningChange] = {}
+        """VG → the change that runs on."""
         self._minors = itertools.count(0)
 
     def add_group(self, name: str, size_bytes: int) -> Group:
@@ -265,12 +264,12 @@ class LvmState:
         """Return every LV of the machine."""
         return tuple(lv for group in self.groups.values() for lv in group.volumes.values())
 
-    def finish_due(self, *, everything: bool = False, vg: str | None = None) -> None:
-        """Let changes that run on come to their end: those whose time has come, or all (of one VG)."""
+    def finish_due(self, *, everything: bool = False) -> None:
+        """Let changes that run on come to their end: those whose time has come, or all."""
         now_s = self._machine.world.clock.now()
-        for key, change in list(self.running.items()):
-            if change.due_s <= now_s or everything or change.vg == vg:
-                del self.running[key]
+        for vg, change in list(self.running.items()):
+            if change.due_s <= now_s or everything:
+                del self.running[vg]
                 with suppress(AoECsiError):  # Nobody is left to be told.
                     change.effect()
 
@@ -284,8 +283,8 @@ class FakeLvm:
     def report(self) -> LvmReport:
         with self._process.reading() as machine:
             machine.lvm.finish_due()
-            for vg, name in machine.lvm.running:
-                raise Busy(f"a change of {vg}/{name} that a former process began is still running; try again")
+            for vg in machine.lvm.running:
+                raise Busy(f"a change of {vg} that a former process began is still running; try again")
             groups = tuple(
                 VolumeGroup(
                     name=group.name,
@@ -423,13 +422,12 @@ class FakeLvm:
         state = self._process.machine.lvm
 
         def runs_on() -> None:
-            state.running[vg, name] = RunningChange(vg, effect, self._process.world.clock.now() + RUNS_ON_S)
+            state.running[vg] = RunningChange(effect, self._process.world.clock.now() + RUNS_ON_S)
 
         with self._process.step(f"{command} {vg}/{name}", runs_on=runs_on):
             state.finish_due()
-            if (vg, name) in state.running:
-                raise Busy(f"a change of {vg}/{name} is still running on this host; try again when it has ended")
-            state.finish_due(vg=vg)  # LVM's own lock: a change waits for the others of its VG.
+            if vg in state.running:
+                raise Busy(f"{vg}/{name}: a change of its volume group still runs on this host; try again")
             effect()
 
 

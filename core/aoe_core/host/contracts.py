@@ -127,9 +127,9 @@ class LvmReport:
 
 
 class Lvm(Protocol):
-    """LVM2. Changes run as named transient units of the host: they outlive this process, and a change of the same
-    name still running raises Busy. Any change raises Unfinished when its end is unknown, NoSpace when the VG or pool
-    is full, CommandFailed when LVM refused and changed nothing."""
+    """LVM2. Changes run in transient units of the host, named after their VG: they outlive this process, and a change
+    of a VG raises Busy while one that nobody waits for still runs there. Any change raises Unfinished when its end is
+    unknown, NoSpace when the VG or pool is full, CommandFailed when LVM refused and changed nothing."""
 
     def report(self) -> LvmReport:
         """Read everything, with one command. Raises: Busy while a change still runs that was begun by a process which

@@ -1,7 +1,8 @@
 """LVM2 through its commands: one report to read everything, named transient units to change anything.
 
-A change runs as `systemd-run --wait --pipe --unit=aoe-csi-lvm-…`: it outlives this process and its container, and
-its unit's name is a lock on the object and the handle to find it by (lvm2 must never be killed half-way).
+Changes run in `systemd-run --wait --pipe --unit=aoe-csi-lvm-…`: they outlive this process and its container, and the
+unit's name is a lock on the volume group and the handle to find it by (lvm2 must never be killed half-way). To start a
+unit costs about what lvcreate does, so those that wait for a volume group share the next one.
 lvm2 leaves what it writes in the disks' caches. So they are flushed before a change counts as done, and before a report
 is believed that may show a change whose end nobody has seen.
 LVM's exit codes: 0 done, 5 failed; which failure it was is told by the text, matched where a caller must know.
@@ -10,12 +11,15 @@ Sources: lvmreport(7), lvm.conf(5), lvcreate(8), lvmsystemid(7), systemd-run(1).
 
 import logging
 import re
+import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
+from aoe_core.host.batches import Batches
 from aoe_core.host.blocks import flush_device
 from aoe_core.host.contracts import Finished, LogicalVolume, LvKind, LvmReport, Runner, VolumeGroup
 from aoe_core.host.looks import SharedLook
@@ -26,9 +30,13 @@ log = logging.getLogger(__name__)
 _UNIT_PREFIX = "aoe-csi-lvm-"
 _REPORT_S = 60.0
 _CHANGE_S = 120.0
+_NEXT_S = 20.0
+"""How long a change may take, and how much longer each one that runs with it."""
 _TURN_S = 300.0
 """How long a change waits for those before it."""
-"""Generous: lvm2 waits for its own VG lock, behind every other change of the same VG."""
+_TOGETHER = 8
+_ENDED = "aoe-csi-ended"
+"""Begins the line that tells a command's exit code."""
 
 _VG_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_systemid,vg_attr,vg_missing_pv_count"
 _LV_FIELDS = "lv_name,lv_size,lv_tags,lv_layout,pool_lv,origin,lv_active,data_percent,metadata_percent,lv_time"
@@ -149,6 +157,42 @@ def _volume(vg: str, row: _LvRow, *, zeroing: bool) -> LogicalVolume:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    vg: str
+    name: str
+    argv: tuple[str, ...]
+
+    @property
+    def lv(self) -> str:
+        return f"{self.vg}/{self.name}"
+
+    @property
+    def what(self) -> str:
+        return f"{self.argv[0]} of {self.lv}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a command ended; `code` None: it never said."""
+
+    code: int | None
+    said: str
+
+
+def _script(changes: Iterable[_Change]) -> str:
+    """Return what runs commands one after the other, whatever becomes of each, and tells them apart."""
+    return "\n".join(f"{shlex.join(one.argv)} 2>&1; printf '\\n{_ENDED} %s\\n' $?" for one in changes)
+
+
+def _endings(finished: Finished, count: int) -> tuple[_Ended, ...]:
+    """Tell apart what the commands of a script said. What none of them said belongs to those that did not end."""
+    parts = re.split(rf"^{_ENDED} (\d+)$", finished.stdout, flags=re.MULTILINE)
+    ended = [_Ended(int(code), said) for said, code in zip(parts[0::2], parts[1::2], strict=False)]
+    rest = _Ended(None, finished.stderr + parts[-1])
+    return (*ended, *[rest] * (count - len(ended)))
+
+
 class HostLvm:
     """The host's LVM.
 
@@ -174,8 +218,7 @@ class HostLvm:
         """Units of changes that this process waits for."""
         self._left_running: set[str] = set()
         """Units of changes that this process stopped waiting for."""
-        self._turns: dict[str, threading.Lock] = {}
-        """VG → held by whoever changes it."""
+        self._batches: dict[str, Batches[_Change, _Ended]] = {}
         self._others_may_run = waits_for_others
         """Until it has been seen once that a former process left no change behind: no new one can appear, since only
         one process at a time serves a host."""
@@ -297,34 +340,34 @@ class HostLvm:
                 f"or look at it with systemctl status {foreign[0]}"
             )
 
-    def _change(self, vg: str, name: str, argv: list[str]) -> None:
-        """Change something of a VG, one change after the other.
+    def _change(self, vg: str, name: str, argv: Sequence[str]) -> None:
+        """Change something of a VG, together with others who want to.
 
         LVM lets one command at a time change a VG. Waiting here costs nothing; fifty commands that wait for LVM's lock
         wake each other up at every release, and the last of them run into their limit before they began.
         """
         with self._guard:
-            turn = self._turns.setdefault(vg, threading.Lock())
-        if not turn.acquire(timeout=_TURN_S):
-            raise Busy(
-                f"{vg}/{name}: other changes of volume group {vg} have gone on for {_TURN_S:g} s; try again, and look "
-                f"at systemctl list-units '{_UNIT_PREFIX}*' if it repeats"
-            )
+            batches = self._batches.setdefault(vg, Batches(self._change_now, at_most=_TOGETHER, patience_s=_TURN_S))
+        change = _Change(vg, name, tuple(argv))
         try:
-            self._change_now(vg, name, argv)
-        finally:
-            turn.release()
+            ended = batches.ask(change)
+        except Busy as busy:
+            raise Busy(f"{change.lv}: volume group {vg} is being changed: {busy}") from busy
+        error = _failure(change, ended)
+        if error is not None:
+            log.warning("lvm change failed", extra={"argv": list(argv), "said": ended.said})
+            raise error
 
-    def _change_now(self, vg: str, name: str, argv: list[str]) -> None:
-        unit = _UNIT_PREFIX + re.sub(r"[^A-Za-z0-9_.]", "_", f"{vg}-{name}") + ".service"
+    def _change_now(self, changes: Sequence[_Change]) -> tuple[_Ended, ...]:
+        vg = changes[0].vg
+        unit = _unit_name(vg)
         with self._guard:
-            waited_for_already = unit in self._own
             self._own.add(unit)
         try:
             finished = self._runner.run(
                 ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={unit}",
-                 "--property=LimitCORE=0", "--setenv=LC_ALL=C", "--", *argv],
-                timeout_s=_CHANGE_S,
+                 "--property=LimitCORE=0", "--setenv=LC_ALL=C", "--", "sh", "-c", _script(changes)],
+                timeout_s=_CHANGE_S + _NEXT_S * (len(changes) - 1),
             )  # fmt: skip
         except Unfinished:
             with self._guard:
@@ -332,24 +375,25 @@ class HostLvm:
                 self._doubts += 1
             raise
         finally:
-            if not waited_for_already:
-                with self._guard:
-                    self._own.discard(unit)
-        log.info(
-            "lvm change",
-            extra={"argv": argv, "code": finished.code, "ms": round(finished.seconds * 1000)},
-        )
-        if finished.code != 0:
-            error = _failure(f"{vg}/{name}", argv[0], finished)
-            if error is not None:
-                log.warning("lvm change failed", extra={"argv": argv, "stderr": finished.stderr})
-                raise error
+            with self._guard:
+                self._own.discard(unit)
+        endings = _endings(finished, len(changes))
+        for change, ended in zip(changes, endings, strict=True):
+            log.info("lvm change", extra={"argv": list(change.argv), "code": ended.code})
+        log.debug("lvm changes", extra={"count": len(changes), "ms": round(finished.seconds * 1000)})
         try:
             self.flush(vg)
         except CommandFailed as error:
             with self._guard:
                 self._doubts += 1
-            raise Unfinished(f"{argv[0]} of {vg}/{name} is done and may not survive a power cut: {error}") from error
+            done = ", ".join(change.what for change in changes)
+            raise Unfinished(f"{done} is done and may not survive a power cut: {error}") from error
+        return endings
+
+
+def _unit_name(vg: str) -> str:
+    # What a unit's name may not have (systemd.unit(5)), so that no two VGs have the same.
+    return _UNIT_PREFIX + re.sub(r"[^A-Za-z0-9_.-]", lambda found: f":{ord(found[0]):02x}", vg) + ".service"
 
 
 def _size_word(size_bytes: int) -> str:
@@ -361,7 +405,7 @@ def _size_word(size_bytes: int) -> str:
 _BUSY = r"was already loaded|already exists, refusing|has a fragment file"
 _NOTHING_TO_DO = r"matches existing size|No size change|not larger than existing size"
 _MEANINGS: tuple[tuple[str, type[AoECsiError], str], ...] = (
-    (_BUSY, Busy, "a change of {lv} is still running on this host; try again when it has ended"),
+    (_BUSY, Busy, "{lv}: a change of its volume group still runs on this host; try again when it has ended"),
     (
         r"insufficient (free|suitable|.*extents|.*space)|free extents|No space left|above threshold",
         NoSpace,
@@ -382,13 +426,15 @@ _MEANINGS: tuple[tuple[str, type[AoECsiError], str], ...] = (
 )
 
 
-def _failure(lv: str, command: str, finished: Finished) -> AoECsiError | None:
-    """Name a failed change by its text; None when there was nothing to do."""
-    text = finished.stderr + finished.stdout
-    if re.search(_NOTHING_TO_DO, text):
+def _failure(change: _Change, ended: _Ended) -> AoECsiError | None:
+    """Name a failed change by its text; None when it was made, or there was nothing to do."""
+    if ended.code == 0 or re.search(_NOTHING_TO_DO, ended.said):
         return None
     for pattern, kind, sentence in _MEANINGS:
-        if re.search(pattern, text, re.IGNORECASE | re.MULTILINE):
-            return kind(sentence.format(lv=lv))
-    reason = next((line.strip() for line in text.splitlines() if line.strip() and "WARNING" not in line), "no message")
-    return CommandFailed(f"{command} of {lv} failed (exit {finished.code}): {reason[:200]}")
+        if re.search(pattern, ended.said, re.IGNORECASE | re.MULTILINE):
+            return kind(sentence.format(lv=change.lv))
+    lines = (line.strip() for line in ended.said.splitlines())
+    reason = next((line for line in lines if line and "WARNING" not in line), "no message")[:200]
+    if ended.code is None:
+        return Unfinished(f"{change.what} did not come to its end: {reason}")
+    return CommandFailed(f"{change.what} failed (exit {ended.code}): {reason}")

@@ -1,60 +1,153 @@
-"""HostLvm changes a volume group by one command at a time, several groups side by side, and durably."""
+"""HostLvm changes a volume group by one unit at a time, several groups side by side, and durably."""
 
 import json
+import os
+import re
+import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from aoe_core.errors import CommandFailed, Unfinished
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, Unfinished
 from aoe_core.host.contracts import Finished
 from aoe_core.host.lvm import HostLvm
 
 
 class Commands:
-    """Runs nothing; counts how many commands of each VG, and of all, were under way at once."""
+    """Has a shell run what systemd would, with lvm's commands replaced; notes the units, and who was under way."""
 
-    def __init__(self, begins: threading.Barrier | None = None) -> None:
+    def __init__(self, tmp_path: Path, begins: threading.Barrier | None = None) -> None:
+        self.units: list[str] = []
+        self.scripts: list[str] = []
         self.most: dict[str, int] = {}
         self._running: dict[str, int] = {}
         self._guard = threading.Lock()
         self._begins = begins
+        self.held: threading.Event | None = None
+        self._programs = tmp_path
+        for program in ("lvremove", "lvextend"):
+            self.program(program, "exit 0")
+
+    def program(self, name: str, text: str) -> None:
+        """Say what a command does."""
+        path = self._programs / name
+        path.write_text(f"#!/bin/sh\n{text}\n", encoding="ascii")
+        path.chmod(0o755)
 
     def run(
         self,
         argv: Sequence[str],
         *,
-        timeout_s: float,  # noqa: ARG002
+        timeout_s: float,
         stdin: bytes | None = None,  # noqa: ARG002
     ) -> Finished:
-        for key in (argv[-1].split("/")[0], "all"):
+        (unit,) = (word.removeprefix("--unit=") for word in argv if word.startswith("--unit="))
+        command = argv[argv.index("--") + 1 :]
+        for key in (unit, "all"):
             with self._guard:
                 self._running[key] = self._running.get(key, 0) + 1
                 self.most[key] = max(self.most.get(key, 0), self._running[key])
+        self.units.append(unit)
+        self.scripts.append(command[-1])
         if self._begins is not None:
             self._begins.wait(30)
-        for key in (argv[-1].split("/")[0], "all"):
+        if self.held is not None:
+            assert self.held.wait(30)
+        path = f"{self._programs}:{os.environ['PATH']}"
+        ended = subprocess.run(
+            command, env={"PATH": path}, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        for key in (unit, "all"):
             with self._guard:
                 self._running[key] -= 1
-        return Finished(argv=tuple(argv), code=0, stdout="", stderr="", seconds=0)
+        return Finished(argv=tuple(argv), code=ended.returncode, stdout=ended.stdout, stderr=ended.stderr, seconds=0)
 
 
-def test_changes_of_one_volume_group_wait_for_each_other() -> None:
-    commands = Commands()
+def test_changes_of_one_volume_group_wait_for_each_other(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
     lvm = HostLvm(commands)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: lvm.remove("data", f"v-{number}"), range(64)))
-    assert commands.most == {"data": 1, "all": 1}
+    assert commands.most == {"aoe-csi-lvm-data.service": 1, "all": 1}
+    done = re.findall(r"lvremove --yes (\S+)", "\n".join(commands.scripts))
+    assert sorted(done) == sorted(f"data/v-{number}" for number in range(64))
 
 
-def test_another_volume_group_is_not_waited_for() -> None:
+def test_another_volume_group_is_not_waited_for(tmp_path: Path) -> None:
     # Each command ends only when the other one has begun.
-    commands = Commands(threading.Barrier(2))
+    commands = Commands(tmp_path, threading.Barrier(2))
     lvm = HostLvm(commands)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda vg: lvm.remove(vg, "v-a"), ["data", "other"]))
-    assert commands.most == {"data": 1, "other": 1, "all": 2}
+        list(pool.map(lambda vg: lvm.remove(vg, "v-a"), ["a+b", "a_b"]))
+    assert len(set(commands.units)) == commands.most["all"] == 2
+
+
+def test_those_who_wait_are_done_together_and_told_apart(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
+    commands.program("lvremove", 'echo "  Logical volume $2 in use." >&2; exit 5')
+    commands.program("lvextend", 'case $3 in */v-gone) echo "  Failed to find logical volume" >&2; exit 5;; esac')
+    commands.held = threading.Event()
+    lvm = HostLvm(commands)
+    outcomes: dict[str, str] = {}
+
+    def ask(name: str) -> None:
+        try:
+            if name.endswith("open"):
+                lvm.remove("data", name)
+            else:
+                lvm.extend("data", name, 1 << 20)
+            outcomes[name] = "done"
+        except AoECsiError as error:
+            outcomes[name] = type(error).__name__
+
+    names = ["v-first", *(f"v-{number}" for number in range(9)), "v-open", "v-gone", "v-'; exit 3; '"]
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+    threads[0].start()
+    while not commands.scripts:
+        time.sleep(0.01)
+    for thread in threads[1:]:
+        thread.start()
+    # Nothing tells from outside that a thread waits: one that comes late is done in one more unit.
+    time.sleep(0.5)
+    commands.held.set()
+    for thread in threads:
+        thread.join(30)
+    assert outcomes == dict.fromkeys(names, "done") | {"v-open": "InUse", "v-gone": "NotFound"}
+    sizes = [script.count("\n") + 1 for script in commands.scripts]
+    assert sizes[0] == 1
+    assert sum(sizes) == len(names)
+    assert max(sizes) == 8
+    assert len(sizes) < 6
+
+
+def test_a_change_that_never_says_how_it_ended_is_unfinished_and_those_before_it_are_done(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
+    commands.program("lvremove", "kill -9 $PPID")
+    lvm = HostLvm(commands)
+    with pytest.raises(Unfinished, match="lvremove of data/v-a did not come to its end"):
+        lvm.remove("data", "v-a")
+    lvm.extend("data", "v-a", 1 << 20)
+
+
+def test_a_unit_that_runs_on_refuses_every_change_of_its_volume_group() -> None:
+    said = "Failed to start transient service unit: Unit aoe-csi-lvm-data.service was already loaded."
+    lvm = HostLvm(Refusing(said))
+    with pytest.raises(Busy, match="data/v-a: a change of its volume group still runs"):
+        lvm.remove("data", "v-a")
+
+
+class Refusing:
+    """A systemd that starts nothing."""
+
+    def __init__(self, said: str) -> None:
+        self._said = said
+
+    def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Finished:  # noqa: ARG002
+        return Finished(argv=tuple(argv), code=1, stdout="", stderr=self._said, seconds=0)
 
 
 VG = {
@@ -90,9 +183,11 @@ class Host:
         elif argv[1] == "fullreport":
             said = json.dumps(REPORT)
         elif argv[0] == "systemd-run":
-            self.done.append(argv[argv.index("--") + 1])
+            command = argv[-1].split()[0]
+            self.done.append(command)
             if self.failing:
                 raise self.failing
+            said = "\naoe-csi-ended 0\n"
         return Finished(argv=tuple(argv), code=0, stdout=said, stderr="", seconds=0)
 
     def flush(self, device: str) -> None:
