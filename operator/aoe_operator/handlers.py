@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -40,8 +41,9 @@ class Handlers:
     role: str
     finalizer: str
     registry: kopf.OperatorRegistry
-    node: str | None = None
-    """The one storage node whose resources are seen, None: all are."""
+    handled: "_Handled"
+    selectors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Kind → which of its resources are seen; all of a kind that is not named."""
 
 
 def start_logs(*, as_json: bool, debug: bool) -> None:
@@ -87,11 +89,50 @@ async def operator(handlers: Handlers, *, stop: threading.Event, liveness: str |
     )
 
 
-class _EachGeneration(kopf.AnnotationsDiffBaseStorage):
-    """Takes a spec that is again what it was for a new one: what happened in between may still have to be answered."""
+class _Progress(kopf.AnnotationsProgressStorage):
+    """Tells of what is to be tried again, in an annotation whose change calls kopf back. What is done needs no word."""
 
-    def build(self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None) -> kopf.BodyEssence:
-        return super().build(body=body, extra_fields=[*(extra_fields or ()), "metadata.generation"])
+    def store(self, *, key: kopf.HandlerId, record: kopf.ProgressRecord, body: kopf.Body, patch: kopf.Patch) -> None:
+        """Write down how far a handler is. One role has one handler for each kind: once done, nothing is left to do."""
+        if not record["success"]:
+            super().store(key=key, record=record, body=body, patch=patch)
+
+
+class _Handled(kopf.DiffBaseStorage):
+    """What was handled of each object, for as long as this process lives.
+
+    The next one looks at every object anyway. Kept in an annotation, as kopf does by default, each object costs a write
+    more for each role, and all who watch it one more event. A spec that is again what it was is a new one: what
+    happened in between may still have to be answered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handled: dict[str, kopf.BodyEssence] = {}
+
+    def build(
+        self,
+        *,
+        body: kopf.Body,
+        extra_fields: Iterable[kopf.FieldSpec] | None = None,  # noqa: ARG002 - no handler asks for fields.
+    ) -> kopf.BodyEssence:
+        """Return what calls a handler when it changes: the spec, and annotations by which a person says something."""
+        metadata = body.metadata
+        said = {key: value for key, value in metadata.annotations.items() if key.startswith(f"{GROUP}/")}
+        essence = {"metadata": {"annotations": {**said, f"{GROUP}/generation": str(metadata["generation"])}}}
+        return typing.cast("kopf.BodyEssence", essence)
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Return what was handled last, None before the first time."""
+        return self._handled.get(str(body.metadata.uid))
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:  # noqa: ARG002
+        """Remember what was handled."""
+        self._handled[str(body.metadata.uid)] = essence
+
+    def forget(self, uid: str) -> None:
+        """Forget an object that is gone."""
+        self._handled.pop(uid, None)
 
 
 def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
@@ -99,8 +140,8 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = handlers.finalizer
     prefix = f"{handlers.role}.{GROUP}"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=prefix, v1=False)
-    settings.persistence.diffbase_storage = _EachGeneration(prefix=prefix, v1=False)
+    settings.persistence.progress_storage = _Progress(prefix=prefix, v1=False)
+    settings.persistence.diffbase_storage = handlers.handled
     # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
     # keeps a worker for minutes, and a bad disk may have a dozen of those.
     settings.execution.max_workers = 32
@@ -108,9 +149,8 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     settings.posting.enabled = False
     # The connection may sit idle for as long as nothing happens.
     settings.watching.server_timeout = 300
-    if handlers.node is not None:
-        for plural in _PLACED:
-            settings.watching.field_selectors[GROUP, plural] = f"spec.node={handlers.node}"
+    for plural, selector in handlers.selectors.items():
+        settings.watching.field_selectors[GROUP, plural] = selector
     return settings
 
 
@@ -119,24 +159,50 @@ _PLACED = ("aoevolumes", "aoesnapshots")
 
 def storage(role: StorageRole, node: str) -> Handlers:
     """Return the handlers of one storage node."""
-    registry = _registry()
+    registry, handled = _registry(), _Handled()
     volumes = functools.partial(_call_unless_told, role)
     snapshots = functools.partial(_call, "aoesnapshots", role.reconcile_snapshot)
     for plural, handler in zip(_PLACED, (volumes, snapshots), strict=True):
         for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
             on(GROUP, VERSION, plural, registry=registry, id="reconcile")(handler)
-    return Handlers(role="storage", finalizer=FINALIZER, registry=registry, node=node)
+        _forget_the_gone(plural, registry, handled)
+    return Handlers(
+        role="storage",
+        finalizer=FINALIZER,
+        registry=registry,
+        handled=handled,
+        selectors=dict.fromkeys(_PLACED, f"spec.node={node}"),
+    )
 
 
 def cluster(role: ClusterRole) -> Handlers:
     """Return the handlers of the cluster role."""
-    registry = _registry()
+    registry, handled = _registry(), _Handled()
     volumes = functools.partial(_call, "placement", role.place)
     nodes = functools.partial(_call, "aoenodes", role.decommission)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
-        on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=_is_unplaced)(volumes)
+        on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=functools.partial(_is_open, role))(volumes)
         on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
-    return Handlers(role="cluster", finalizer=_CLUSTER_FINALIZER, registry=registry)
+    for plural in ("aoevolumes", "aoenodes"):
+        _forget_the_gone(plural, registry, handled)
+    return Handlers(
+        role="cluster",
+        finalizer=_CLUSTER_FINALIZER,
+        registry=registry,
+        handled=handled,
+        # What a storage node has taken on is placed for good.
+        selectors={"aoevolumes": "status.node="},
+    )
+
+
+def _forget_the_gone(plural: str, registry: kopf.OperatorRegistry, handled: _Handled) -> None:
+    def forget(*, uid: str, **_: Any) -> None:
+        handled.forget(uid)
+
+    def is_gone(*, type: str | None, **_: Any) -> bool:  # noqa: A002
+        return type == "DELETED"
+
+    kopf.on.event(GROUP, VERSION, plural, registry=registry, id="forget", when=is_gone)(forget)
 
 
 def _registry() -> kopf.OperatorRegistry:
@@ -183,8 +249,8 @@ def _call(kind: str, reconcile: Reconcile, *, name: str, **_: Any) -> None:
         raise kopf.TemporaryError("not as wanted yet; see the conditions of its status", delay=again_s)
 
 
-def _is_unplaced(*, spec: Mapping[str, Any], status: Mapping[str, Any], **_: Any) -> bool:
-    return not spec.get("node") or not status.get("node")
+def _is_open(role: ClusterRole, *, spec: Mapping[str, Any], status: Mapping[str, Any], **_: Any) -> bool:
+    return not status.get("node") and not (spec.get("node") and role.knows_live(spec["node"]))
 
 
 def _is_decommissioned(*, spec: Mapping[str, Any], **_: Any) -> bool:

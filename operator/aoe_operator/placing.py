@@ -1,6 +1,7 @@
 """The cluster role: decides where a new volume goes, and decides anew while nobody has accepted it; and
 gives up what was on a node that is gone for good."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from msgspec.structs import replace
 
+from aoe_core.errors import AoECsiError
 from aoe_core.resources import conditions, events, placement
 from aoe_core.resources.events import Events
 from aoe_core.resources.leases import Liveness
@@ -16,8 +18,13 @@ from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
 from aoe_operator import decommission
 
+log = logging.getLogger(__name__)
+
 _UNPLACED_S = 2.0
-_UNACCEPTED_S = 10.0
+_SILENT_S = 10.0
+"""Until one that a person wants on a silent node is looked at again."""
+_RESCUE_S = 30.0
+"""Between two looks at those that were placed on a node that fell silent, while no other has room for them."""
 _LOOK_S = 1.0
 
 
@@ -36,21 +43,43 @@ class ClusterRole:
         self._live = live
         """The storage nodes that renew their Leases."""
         self._now_s = now_s
+        self._live_names: AbstractSet[str] = frozenset()
+        self._live_looked_s = float("-inf")
         self._guard = threading.Lock()
         self._nodes: tuple[AoENode, ...] = ()
         self._volumes: dict[str, AoEVolume] = {}
         self._looked_s = self._look_took_s = float("-inf")
         self._told = Liveness()
+        self._rescue_s = float("inf")
+        """When to look for volumes on silent nodes, by the monotonic clock."""
 
     def tell_liveness(self, seen: Liveness) -> None:
-        """Write into each AoENode whether its Lease is renewed, when that changes. Raises: Busy, Unreachable."""
-        if seen == self._told:
-            return
-        for node in self._store.list(AoENode):
-            name = node.metadata.name
-            if name in seen.live or name in seen.dead:
-                self._tell_one(node, is_live=name in seen.live)
-        self._told = seen
+        """Write into each AoENode whether its Lease is renewed, when that changes, and place anew what a node that fell
+        silent had not taken on. Raises: Busy, Unreachable."""
+        with self._guard:
+            self._live_names, self._live_looked_s = seen.live, time.monotonic()
+        if seen != self._told:
+            for node in self._store.list(AoENode):
+                name = node.metadata.name
+                if name in seen.live or name in seen.dead:
+                    self._tell_one(node, is_live=name in seen.live)
+            if self._told.live - seen.live:
+                self._rescue_s = time.monotonic()
+            self._told = seen
+        if self._rescue_s <= time.monotonic():
+            self._rescue_s = time.monotonic() + _RESCUE_S if self._rescue(seen.live) else float("inf")
+
+    def _rescue(self, live: AbstractSet[str]) -> bool:
+        """Place anew what waits for a silent node. Returns: whether any still does."""
+        left = False
+        for volume in self._store.list(AoEVolume):
+            if volume.spec.node is not None and placement.is_open(volume, live=live):
+                try:
+                    left |= self.place(volume.metadata.name) is not None
+                except AoECsiError as error:
+                    log.warning("not placed anew", extra={"volume": volume.metadata.name, "error": str(error)})
+                    left = True
+        return left
 
     def _tell_one(self, node: AoENode, *, is_live: bool) -> None:
         before = conditions.find(node.status.conditions, "Live")
@@ -79,12 +108,17 @@ class ClusterRole:
             return None
         return decommission.give_up(self._store, self._events, node, self._told, self._now_s())
 
+    def knows_live(self, node: str) -> bool:
+        """Say whether a storage node renewed its Lease when somebody last looked."""
+        return node in self._live_names
+
     def place(self, name: str) -> float | None:
-        """Place one volume. Returns: when to look again, None once its storage node has accepted it."""
+        """Place one volume. Returns: when to look again, None once there is a live storage node to take it on: should
+        that fall silent before it has, `tell_liveness` comes back to it."""
         volume = self._store.find(AoEVolume, name)
         if volume is None:
             return None
-        live = self._live()
+        live = self._live_lately()
         if placement.is_open(volume, live=live):
             # One after the other: who is placed next has to see who was placed before.
             with self._guard:
@@ -92,9 +126,17 @@ class ClusterRole:
                 written = placement.place(self._store, volume, looks, live=live, now_s=self._now_s())
                 self._volumes[name] = written
             events.post_change(self._events, volume, written.status.conditions)
-        if volume.status.node is not None:
+            volume = written
+        if volume.status.node is not None or volume.spec.node in live:
             return None
-        return _UNACCEPTED_S if volume.spec.node is not None else _UNPLACED_S
+        return _UNPLACED_S if volume.spec.node is None else _SILENT_S
+
+    def _live_lately(self) -> AbstractSet[str]:
+        with self._guard:
+            if time.monotonic() - self._live_looked_s >= _LOOK_S:
+                self._live_names = self._live()
+                self._live_looked_s = time.monotonic()
+            return self._live_names
 
     def _looks(self, *, is_new: bool) -> Iterator[placement.Look]:
         """Look at nodes and volumes: a crowd shares one look, but a new volume is not refused by an old one.

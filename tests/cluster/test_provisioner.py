@@ -555,7 +555,7 @@ def test_a_storage_node_ends_no_volume_of_another(
     seen = Seen(DurableFiles(tmp_path / "seen"))
     role = StorageRole("storage2", machines.engine, store, _Deaf(), seen=seen, now_s=lambda: 0)
     told = handlers.storage(role, "storage2")
-    other = _operator(dataclasses.replace(told, node=None) if sees_all else told, stop)
+    other = _operator(dataclasses.replace(told, selectors={}) if sees_all else told, stop)
     other.start()
     try:
         store.delete(AoEVolume, V)
@@ -817,8 +817,8 @@ def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, mon
 
     monkeypatch.setattr(store, "list", counted)
     role = ClusterRole(store, lambda: frozenset({"storage1"}), _Deaf())
-    for name in names:
-        assert role.place(name) is not None
+    looked_at_again = [role.place(name) is not None for name in names]
+    assert looked_at_again == [False] * 5 + [True] * 3
     assert sorted(asked, key=str) == [AoENode, AoEVolume]
     placed = [store.get(AoEVolume, name).spec.node for name in names]
     assert placed == ["storage1"] * 5 + [None] * 3
@@ -846,8 +846,35 @@ def test_a_new_volume_is_not_refused_by_an_old_look(
     role._look_took_s = 60  # noqa: SLF001 - good for long, as a look at very many volumes is.
     assert role.place("first") is not None
     assert store.get(AoEVolume, "first").spec.node is None
-    assert role.place("second") is not None
+    assert role.place("second") is None
     assert store.get(AoEVolume, "second").spec.node == "storage1"
+
+
+def test_what_a_node_had_not_taken_on_when_it_fell_silent_is_placed_anew(
+    provisioner: ClusterProvisioner, store: KubernetesStore, roles: Roles
+) -> None:
+    """Whatever was placed on it, and not what a person wanted there."""
+    provisioner.create_volume(spec())
+    roles.end()
+    one = store.get(AoENode, "storage1")
+    both, first, second = frozenset({"storage1", "storage2"}), frozenset({"storage1"}), frozenset({"storage2"})
+    role = ClusterRole(store, lambda: both, _Deaf())
+    role.tell_liveness(Liveness(live=both))
+    for name, node in (("ours", None), ("by-hand", "storage1")):
+        wanted = AoEVolumeSpec(size="64Mi", pool="thin", node=node)
+        store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=wanted))
+    assert role.place("ours") is role.place("by-hand") is None
+    assert store.get(AoEVolume, "ours").spec.node == "storage1"
+    role.tell_liveness(Liveness(live=second, dead=first))
+    # Nobody else offers the pool; whoever comes later is found by the next look.
+    assert store.get(AoEVolume, "ours").spec.node == "storage1"
+    other = store.create(AoENode(metadata=ObjectMeta(name="storage2"), spec=one.spec))
+    store.update_status(AoENode(metadata=other.metadata, spec=other.spec, status=one.status))
+    role._rescue_s = role._looked_s = float("-inf")  # noqa: SLF001 - the time has come.
+    role.tell_liveness(Liveness(live=second, dead=first))
+    assert store.get(AoEVolume, "ours").spec.node == "storage2"
+    assert store.get(AoEVolume, "by-hand").spec.node == "storage1"
+    assert store.get(AoEVolume, V).spec.node == "storage1"
 
 
 def test_a_silent_storage_node_says_so_and_offers_nothing(

@@ -61,7 +61,7 @@ KINDS = (
         struct=volume.AoEVolume,
         short_name="aoev",
         rules=volume.ROOT_RULES,
-        selectable=(".spec.node",),
+        selectable=(".spec.node", ".status.node"),
         columns=(
             Column(name="Phase", path=".status.phase"),
             Column(name="Size", path=".spec.size"),

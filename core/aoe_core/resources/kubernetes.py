@@ -163,12 +163,19 @@ class KubernetesStore:
         return definition.metadata is not None and definition.metadata.deletionTimestamp is not None
 
     def await_(
-        self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float
+        self,
+        kind: type[Resource],
+        name: str,
+        answer: Callable[[Resource | None], Answer | None],
+        *,
+        timeout_s: float,
+        first: Callable[[], Resource | None] | None = None,
     ) -> Answer | None:
-        """Look now and at every change, until there is an answer. Raises: Unreachable, and what `answer` raises."""
+        """Look now and at every change, until there is an answer. Raises: Unreachable, and what `first` and `answer`
+        raise."""
         deadline = time.monotonic() + timeout_s
         with self._watching(kind).tell(name) as inbox:
-            seen = self.find(kind, name)
+            seen = first() if first else self.find(kind, name)
             while (answered := answer(seen)) is None:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:

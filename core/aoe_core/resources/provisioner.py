@@ -103,26 +103,28 @@ class ClusterProvisioner:
 
     def create_volume(self, spec: VolumeSpec) -> Volume:
         """Ask for a volume and wait until it is ready; a refusal takes the wish back."""
-        wanted = conversion.wanted_of(spec)
-        volume = self._store.find(AoEVolume, spec.volume_id)
-        if volume is None:
+        uids: set[str] = set()
+
+        def wish() -> AoEVolume:
+            wanted = conversion.wanted_of(spec)
             try:
                 volume = self._store.create(AoEVolume(metadata=ObjectMeta(name=spec.volume_id), spec=wanted))
             except Conflict:
                 volume = self._store.get(AoEVolume, spec.volume_id)
-        _require_not_going(volume)
-        _require_same(volume, wanted)
-        uid = volume.metadata.uid
+                _require_not_going(volume)
+                _require_same(volume, wanted)
+            uids.add(volume.metadata.uid)
+            return volume
 
         def made(seen: AoEVolume | None) -> Volume | None:
-            if seen is None or seen.metadata.uid != uid:
+            if seen is None or seen.metadata.uid not in uids:
                 raise Busy(f"volume {spec.volume_id} was deleted while it was being made; ask again")
             if _is_given_out(seen):
                 return conversion.volume_of(seen)
             self._raise_refusal(seen, take_back=True)
             return None
 
-        return self._await(AoEVolume, spec.volume_id, made, _how_far)
+        return self._await(AoEVolume, spec.volume_id, made, _how_far, first=wish)
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Ask for a volume's end and wait until its name is free."""
@@ -346,6 +348,7 @@ class ClusterProvisioner:
         name: str,
         answer: Callable[[Seen | None], Answer | None],
         how_far: Callable[[Seen], str],
+        first: Callable[[], Seen | None] | None = None,
     ) -> Answer:
         last: list[Seen] = []
 
@@ -354,7 +357,7 @@ class ClusterProvisioner:
                 last[:] = [seen]
             return answer(seen)
 
-        answered = self._store.await_(kind, name, looked, timeout_s=self._patience_s)
+        answered = self._store.await_(kind, name, looked, timeout_s=self._patience_s, first=first)
         if answered is None:
             where = how_far(last[0]) if last else f"{kind.__name__} {name} is not there yet"
             raise Unfinished(f"{where}; ask again, and look at kubectl describe {kind.__name__.lower()} {name}")

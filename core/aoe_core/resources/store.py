@@ -51,9 +51,16 @@ class Store(Protocol):
         """Say whether a kind's definition is being removed, or gone: its resources go with it, and nobody wished it."""
 
     def await_(
-        self, kind: type[Resource], name: str, answer: Callable[[Resource | None], Answer | None], *, timeout_s: float
+        self,
+        kind: type[Resource],
+        name: str,
+        answer: Callable[[Resource | None], Answer | None],
+        *,
+        timeout_s: float,
+        first: Callable[[], Resource | None] | None = None,
     ) -> Answer | None:
         """Look at a resource now and whenever it changes, until `answer` returns something; None at the time limit.
 
-        `answer` is given None for a resource that is not there, and may raise.
+        `answer` is given None for a resource that is not there, and may raise. `first`: done in place of the first
+        look, and returns the resource; a change that follows it is not missed.
         """
