@@ -199,7 +199,7 @@ def roles(
 
 @pytest.fixture
 def provisioner(store: KubernetesStore, roles: Roles) -> ClusterProvisioner:
-    cluster = ClusterProvisioner(store, patience_s=60)
+    cluster = ClusterProvisioner(store, patience_s=60, capacity_age_s=0)
     deadline = time.monotonic() + 60
     while cluster.capacity(None, None).available_bytes == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -875,6 +875,26 @@ def test_what_a_node_had_not_taken_on_when_it_fell_silent_is_placed_anew(
     assert store.get(AoEVolume, "ours").spec.node == "storage2"
     assert store.get(AoEVolume, "by-hand").spec.node == "storage1"
     assert store.get(AoEVolume, V).spec.node == "storage1"
+
+
+def test_whoever_asks_for_capacity_again_and_again_is_answered_by_one_look(
+    provisioner: ClusterProvisioner, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lately = ClusterProvisioner(store)
+    begun = lately.capacity(None, None)
+    assert begun.available_bytes == provisioner.capacity(None, None).available_bytes > 0
+
+    def refuse(kind: type[Any]) -> tuple[Any, ...]:
+        raise AssertionError(f"{kind} was listed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "list", refuse)
+        assert lately.capacity(PoolName("none"), None).available_bytes == 0
+        assert lately.capacity(None, None) == begun
+    lately._looked_s -= 5  # noqa: SLF001 - the look grows old.
+    node = store.get(AoENode, "storage1")
+    store.update_status(msgspec.structs.replace(node, status=msgspec.structs.replace(node.status, pools=())))
+    assert lately.capacity(None, None).available_bytes == 0
 
 
 def test_a_silent_storage_node_says_so_and_offers_nothing(

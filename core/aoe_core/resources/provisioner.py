@@ -5,6 +5,7 @@ answers come back as conditions. What is not done in time goes on, and the same 
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
@@ -37,6 +38,10 @@ from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, Ticket
 PATIENCE_S = 50.0
 """How long a call waits for the storage node; below the sidecars' --timeout, so that our sentence reaches the claim."""
 
+CAPACITY_AGE_S = 5.0
+"""How old the look may be by which `capacity` answers. The external-provisioner asks for each StorageClass after each
+volume it has made, and what storage nodes say of themselves is older."""
+
 Seen = TypeVar("Seen", AoEVolume, AoESnapshot)
 
 _PASSING = (Busy, Unfinished, Unreachable)
@@ -47,9 +52,13 @@ _DECIDED = ("pool", "san", "durability", "wipe", "source")
 class ClusterProvisioner:
     """Volumes, snapshots and grants of a whole cluster."""
 
-    def __init__(self, store: Store, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, store: Store, *, patience_s: float = PATIENCE_S, capacity_age_s: float = CAPACITY_AGE_S) -> None:
         self._store = store
         self._patience_s = patience_s
+        self._capacity_age_s = capacity_age_s
+        self._guard = threading.Lock()
+        self._offering: tuple[AoENode, ...] = ()
+        self._looked_s = float("-inf")
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -67,10 +76,10 @@ class ClusterProvisioner:
         return True
 
     def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
-        """Return what the ready storage nodes on these SANs can still give out."""
+        """Return what the ready storage nodes on these SANs can still give out, as somebody saw it lately."""
         parts = [
             status
-            for node in self._nodes()
+            for node in self._nodes_lately()
             if placement.is_ready(node) and not node.spec.unschedulable and (sans is None or _is_on(node, sans))
             for status in node.status.pools
             if pool in (None, status.name)
@@ -315,6 +324,14 @@ class ClusterProvisioner:
         self._await(AoESnapshot, snapshot_id, gone, lambda _: f"snapshot {snapshot_id} is being removed")
 
     # --- what several of them need ------------------------------------------------------------------------------
+
+    def _nodes_lately(self) -> tuple[AoENode, ...]:
+        # Those who come while somebody looks wait for what he sees.
+        with self._guard:
+            if time.monotonic() - self._looked_s >= self._capacity_age_s:
+                self._offering = self._nodes()
+                self._looked_s = time.monotonic()
+            return self._offering
 
     def _nodes(self) -> tuple[AoENode, ...]:
         return tuple(node for node in self._store.list(AoENode) if not node.spec.decommissioned)
