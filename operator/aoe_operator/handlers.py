@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -30,6 +31,7 @@ from aoe_operator.storage import StorageRole
 
 Reconcile = Callable[[str], float | None]
 _AGAIN_S = 1.0
+_REMEMBERED = 50_000
 _CLUSTER_FINALIZER = f"{GROUP}/cluster"
 """The cluster role holds nothing back; kopf wants a name anyway."""
 
@@ -41,7 +43,6 @@ class Handlers:
     role: str
     finalizer: str
     registry: kopf.OperatorRegistry
-    handled: "_Handled"
     selectors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kind → which of its resources are seen; all of a kind that is not named."""
 
@@ -108,7 +109,7 @@ class _Handled(kopf.DiffBaseStorage):
 
     def __init__(self) -> None:
         super().__init__()
-        self._handled: dict[str, kopf.BodyEssence] = {}
+        self._handled: OrderedDict[str, kopf.BodyEssence] = OrderedDict()
 
     def build(
         self,
@@ -127,12 +128,12 @@ class _Handled(kopf.DiffBaseStorage):
         return self._handled.get(str(body.metadata.uid))
 
     def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:  # noqa: ARG002
-        """Remember what was handled."""
+        """Remember what was handled, and forget what was longest ago: most of that is gone, and the rest is handled
+        once more at its next event."""
         self._handled[str(body.metadata.uid)] = essence
-
-    def forget(self, uid: str) -> None:
-        """Forget an object that is gone."""
-        self._handled.pop(uid, None)
+        self._handled.move_to_end(str(body.metadata.uid))
+        if len(self._handled) > _REMEMBERED:
+            self._handled.popitem(last=False)
 
 
 def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
@@ -141,7 +142,7 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     settings.persistence.finalizer = handlers.finalizer
     prefix = f"{handlers.role}.{GROUP}"
     settings.persistence.progress_storage = _Progress(prefix=prefix, v1=False)
-    settings.persistence.diffbase_storage = handlers.handled
+    settings.persistence.diffbase_storage = _Handled()
     # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
     # keeps a worker for minutes, and a bad disk may have a dozen of those.
     settings.execution.max_workers = 32
@@ -159,50 +160,35 @@ _PLACED = ("aoevolumes", "aoesnapshots")
 
 def storage(role: StorageRole, node: str) -> Handlers:
     """Return the handlers of one storage node."""
-    registry, handled = _registry(), _Handled()
+    registry = _registry()
     volumes = functools.partial(_call_unless_told, role)
     snapshots = functools.partial(_call, "aoesnapshots", role.reconcile_snapshot)
     for plural, handler in zip(_PLACED, (volumes, snapshots), strict=True):
         for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
             on(GROUP, VERSION, plural, registry=registry, id="reconcile")(handler)
-        _forget_the_gone(plural, registry, handled)
     return Handlers(
         role="storage",
         finalizer=FINALIZER,
         registry=registry,
-        handled=handled,
         selectors=dict.fromkeys(_PLACED, f"spec.node={node}"),
     )
 
 
 def cluster(role: ClusterRole) -> Handlers:
     """Return the handlers of the cluster role."""
-    registry, handled = _registry(), _Handled()
+    registry = _registry()
     volumes = functools.partial(_call, "placement", role.place)
     nodes = functools.partial(_call, "aoenodes", role.decommission)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
         on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=functools.partial(_is_open, role))(volumes)
         on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
-    for plural in ("aoevolumes", "aoenodes"):
-        _forget_the_gone(plural, registry, handled)
     return Handlers(
         role="cluster",
         finalizer=_CLUSTER_FINALIZER,
         registry=registry,
-        handled=handled,
         # What a storage node has taken on is placed for good.
         selectors={"aoevolumes": "status.node="},
     )
-
-
-def _forget_the_gone(plural: str, registry: kopf.OperatorRegistry, handled: _Handled) -> None:
-    def forget(*, uid: str, **_: Any) -> None:
-        handled.forget(uid)
-
-    def is_gone(*, type: str | None, **_: Any) -> bool:  # noqa: A002
-        return type == "DELETED"
-
-    kopf.on.event(GROUP, VERSION, plural, registry=registry, id="forget", when=is_gone)(forget)
 
 
 def _registry() -> kopf.OperatorRegistry:
