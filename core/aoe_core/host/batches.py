@@ -25,11 +25,15 @@ class Batches(Generic[Wish, Outcome]):
     """Batches of one kind, one after the other.
 
     Args: `carry_out`: returns the outcome of each wish, in their order. `at_most`: wishes of one batch, so that its
-    first caller does not wait for ever longer. `patience_s`: how long a batch waits for its turn.
+    first caller does not wait for ever longer. `patience_s`: how long a batch waits for its turn. None: no limit.
     """
 
     def __init__(
-        self, carry_out: Callable[[Sequence[Wish]], Sequence[Outcome]], *, at_most: int, patience_s: float
+        self,
+        carry_out: Callable[[Sequence[Wish]], Sequence[Outcome]],
+        *,
+        at_most: int | None = None,
+        patience_s: float | None = None,
     ) -> None:
         self._carry_out = carry_out
         self._at_most = at_most
@@ -39,8 +43,8 @@ class Batches(Generic[Wish, Outcome]):
         self._gathering: _Batch[Wish, Outcome] | None = None
 
     def ask(self, wish: Wish) -> Outcome:
-        """Return what became of a wish. Raises: Busy when its turn did not come and nothing was done; and what
-        `carry_out` raised, for all of the batch."""
+        """Return what became of a wish; carrying it out begins after this call. Raises: Busy when its turn did not come
+        and nothing was done; and what `carry_out` raised, for all of the batch."""
         with self._guard:
             batch = self._gathering
             leads = batch is None or len(batch.wishes) == self._at_most
@@ -53,12 +57,12 @@ class Batches(Generic[Wish, Outcome]):
         return batch.outcomes.result()[place]
 
     def _lead(self, batch: _Batch[Wish, Outcome]) -> None:
-        has_turn = self._turn.acquire(timeout=self._patience_s)
+        has_turn = self._turn.acquire(timeout=-1 if self._patience_s is None else self._patience_s)
         with self._guard:
             if self._gathering is batch:
                 self._gathering = None
         if not has_turn:
-            batch.outcomes.set_exception(Busy(f"others have been before this for {self._patience_s:g} s; try again"))
+            batch.outcomes.set_exception(Busy(f"others have been before this for {self._patience_s:g} s"))
             return
         try:
             batch.outcomes.set_result(self._carry_out(tuple(batch.wishes)))

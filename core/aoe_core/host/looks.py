@@ -4,10 +4,10 @@
 other. Fifty calls at once need one of each, not fifty.
 """
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Generic, TypeVar
+
+from aoe_core.host.batches import Batches
 
 Seen = TypeVar("Seen")
 
@@ -20,25 +20,8 @@ class SharedLook(Generic[Seen]):
     """
 
     def __init__(self, look: Callable[[], Seen]) -> None:
-        self._look = look
-        self._guard = threading.Lock()
-        self._looking = threading.Lock()
-        self._next: Future[Seen] | None = None
+        self._batches: Batches[None, Seen] = Batches(lambda wishes: [look()] * len(wishes))
 
     def take(self) -> Seen:
         """Return what a look begun after this call saw. Raises: what that look raised, for all who share it."""
-        with self._guard:
-            leads = self._next is None
-            if self._next is None:
-                self._next = Future()
-            mine = self._next
-        if leads:
-            with self._looking:
-                with self._guard:
-                    self._next = None
-                try:
-                    mine.set_result(self._look())
-                except BaseException as error:  # noqa: BLE001
-                    # Passed on, not swallowed: whoever waits must be told of every ending.
-                    mine.set_exception(error)
-        return mine.result()
+        return self._batches.ask(None)

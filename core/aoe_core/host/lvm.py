@@ -35,6 +35,7 @@ _NEXT_S = 20.0
 _TURN_S = 300.0
 """How long a change waits for those before it."""
 _TOGETHER = 8
+"""Changes of one unit: the first of them is answered when the last has ended."""
 _ENDED = "aoe-csi-ended"
 """Begins the line that tells a command's exit code."""
 
@@ -219,6 +220,7 @@ class HostLvm:
         self._left_running: set[str] = set()
         """Units of changes that this process stopped waiting for."""
         self._batches: dict[str, Batches[_Change, _Ended]] = {}
+        """VG → its changes, those that wait gathered for one unit."""
         self._others_may_run = waits_for_others
         """Until it has been seen once that a former process left no change behind: no new one can appear, since only
         one process at a time serves a host."""
@@ -352,7 +354,10 @@ class HostLvm:
         try:
             ended = batches.ask(change)
         except Busy as busy:
-            raise Busy(f"{change.lv}: volume group {vg} is being changed: {busy}") from busy
+            raise Busy(
+                f"{change.lv}: volume group {vg} is being changed, {busy}; try again, and look at systemctl list-units "
+                f"'{_UNIT_PREFIX}*' if it repeats"
+            ) from busy
         error = _failure(change, ended)
         if error is not None:
             log.warning("lvm change failed", extra={"argv": list(argv), "said": ended.said})
@@ -379,8 +384,15 @@ class HostLvm:
                 self._own.discard(unit)
         endings = _endings(finished, len(changes))
         for change, ended in zip(changes, endings, strict=True):
-            log.info("lvm change", extra={"argv": list(change.argv), "code": ended.code})
-        log.debug("lvm changes", extra={"count": len(changes), "ms": round(finished.seconds * 1000)})
+            log.info(
+                "lvm change",
+                extra={
+                    "argv": list(change.argv),
+                    "code": ended.code,
+                    "together": len(changes),
+                    "ms": round(finished.seconds * 1000),
+                },
+            )
         try:
             self.flush(vg)
         except CommandFailed as error:
