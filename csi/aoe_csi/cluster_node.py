@@ -6,8 +6,6 @@ takes no part: NodeGetInfo fails there too, but nothing is amiss, and its pod is
 """
 
 import logging
-import threading
-import time
 from pathlib import Path
 
 import prometheus_client
@@ -15,6 +13,7 @@ import prometheus_client
 from aoe_core import preflight, preparation, san_rules
 from aoe_core.errors import AoECsiError
 from aoe_core.host.runner import HostRunner
+from aoe_core.recent import RecentLook
 from aoe_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,9 +51,7 @@ class ClusterNode:
         self._name = name
         self._interfaces = interfaces
         self._runner = HostRunner(enter_host=enter_host)
-        self._guard = threading.Lock()
-        self._looked_s = float("-inf")
-        self._lack: str | None = None
+        self._lack = RecentLook(self._look, age_s=_LOOK_EVERY_S)
         self.settings = self._resolve()
         _SANS.set(len(self.settings.san))
         self._mark = (state or Path(self.settings.state_directory)) / _MARK
@@ -85,11 +82,7 @@ class ClusterNode:
 
     def find_lack(self) -> str | None:
         """Say what keeps this node from taking volumes, with the remedy; None when nothing does."""
-        with self._guard:
-            if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
-                self._lack = self._look()
-                self._looked_s = time.monotonic()
-            return self._lack
+        return self._lack.take()
 
     def _resolve(self) -> Settings:
         return san_rules.resolve(san_rules.read(self._rules), self._name, self._present())

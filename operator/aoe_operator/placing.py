@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError
+from aoe_core.recent import RecentLook
 from aoe_core.resources import conditions, events, placement
 from aoe_core.resources.events import Events
 from aoe_core.resources.leases import Liveness
@@ -40,11 +41,9 @@ class ClusterRole:
     ) -> None:
         self._store = store
         self._events = events
-        self._live = live
+        self._live = RecentLook(live, age_s=_LOOK_S)
         """The storage nodes that renew their Leases."""
         self._now_s = now_s
-        self._live_names: AbstractSet[str] = frozenset()
-        self._live_looked_s = float("-inf")
         self._guard = threading.Lock()
         self._nodes: tuple[AoENode, ...] = ()
         self._volumes: dict[str, AoEVolume] = {}
@@ -56,8 +55,7 @@ class ClusterRole:
     def tell_liveness(self, seen: Liveness) -> None:
         """Write into each AoENode whether its Lease is renewed, when that changes, and place anew what a node that fell
         silent had not taken on. Raises: Busy, Unreachable."""
-        with self._guard:
-            self._live_names, self._live_looked_s = seen.live, time.monotonic()
+        self._live.tell(seen.live)
         if seen != self._told:
             for node in self._store.list(AoENode):
                 name = node.metadata.name
@@ -109,8 +107,8 @@ class ClusterRole:
         return decommission.give_up(self._store, self._events, node, self._told, self._now_s())
 
     def knows_live(self, node: str) -> bool:
-        """Say whether a storage node renewed its Lease when somebody last looked."""
-        return node in self._live_names
+        """Say whether a storage node renewed its Lease when that was last told."""
+        return node in self._told.live
 
     def place(self, name: str) -> float | None:
         """Place one volume. Returns: when to look again, None once there is a live storage node to take it on: should
@@ -118,7 +116,7 @@ class ClusterRole:
         volume = self._store.find(AoEVolume, name)
         if volume is None:
             return None
-        live = self._live_lately()
+        live = self._live.take()
         if placement.is_open(volume, live=live):
             # One after the other: who is placed next has to see who was placed before.
             with self._guard:
@@ -130,13 +128,6 @@ class ClusterRole:
         if volume.status.node is not None or volume.spec.node in live:
             return None
         return _UNPLACED_S if volume.spec.node is None else _SILENT_S
-
-    def _live_lately(self) -> AbstractSet[str]:
-        with self._guard:
-            if time.monotonic() - self._live_looked_s >= _LOOK_S:
-                self._live_names = self._live()
-                self._live_looked_s = time.monotonic()
-            return self._live_names
 
     def _looks(self, *, is_new: bool) -> Iterator[placement.Look]:
         """Look at nodes and volumes: a crowd shares one look, but a new volume is not refused by an old one.

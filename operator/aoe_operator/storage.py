@@ -6,8 +6,6 @@ Ready; to delete what is held.
 """
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from aoe_core.model import (
     VolumeStatus,
     serial_of,
 )
+from aoe_core.recent import RecentLook
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
@@ -111,9 +110,7 @@ class StorageRole:
         self._seen = seen
         self._now_s = now_s
         self._locks = Locks()
-        self._guard = threading.Lock()
-        self._look: dict[VolumeId, VolumeStatus] = {}
-        self._looked_s = float("-inf")
+        self._first_look = RecentLook(self._look, age_s=_FIRST_LOOK_S)
         self._met: set[str] = set()
         """Volumes and snapshots whose resources were seen; their names differ."""
         self._settled: dict[str, frozenset[tuple[str, str]]] = {}
@@ -169,9 +166,8 @@ class StorageRole:
     def find_drifted(self) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
         API server. Raises: CommandFailed, Busy."""
-        with self._guard:
-            # After a start it is of no use any more, and large.
-            self._look, self._looked_s = {}, float("-inf")
+        # After a start it is of no use any more, and large.
+        self._first_look.forget()
         there = {
             status.volume.volume_id: frozenset((str(grant.node), grant.node_id) for grant in status.grants)
             for status in self._engine.list_volumes()
@@ -191,7 +187,7 @@ class StorageRole:
         name, status = volume.metadata.name, volume.status
         if name in self._met or not _claims_to_be_settled(volume, self._node):
             return False
-        there = self._first_look().get(VolumeId(name))
+        there = self._first_look.take().get(VolumeId(name))
         told = {(one.node, one.node_id) for one in status.grants}
         asked = {(one.node, one.node_id) for one in volume.spec.tickets}
         if there is None or conversion.request_of(volume).size_bytes > there.volume.size_bytes:
@@ -206,12 +202,8 @@ class StorageRole:
         self._settled[name] = frozenset(told)
         return True
 
-    def _first_look(self) -> dict[VolumeId, VolumeStatus]:
-        with self._guard:
-            if time.monotonic() - self._looked_s > _FIRST_LOOK_S:
-                self._look = {one.volume.volume_id: one for one in self._engine.list_volumes()}
-                self._looked_s = time.monotonic()
-            return self._look
+    def _look(self) -> dict[VolumeId, VolumeStatus]:
+        return {one.volume.volume_id: one for one in self._engine.list_volumes()}
 
     def reconcile_volume(self, name: str) -> float | None:
         """Bring one volume a step nearer to what is wanted.

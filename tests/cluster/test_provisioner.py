@@ -891,7 +891,7 @@ def test_whoever_asks_for_capacity_again_and_again_is_answered_by_one_look(
         patched.setattr(store, "list", refuse)
         assert lately.capacity(PoolName("none"), None).available_bytes == 0
         assert lately.capacity(None, None) == begun
-    lately._looked_s -= 5  # noqa: SLF001 - the look grows old.
+    lately._nodes_lately._looked_s -= 5  # noqa: SLF001 - the look grows old.
     node = store.get(AoENode, "storage1")
     store.update_status(msgspec.structs.replace(node, status=msgspec.structs.replace(node.status, pools=())))
     assert lately.capacity(None, None).available_bytes == 0

@@ -5,7 +5,6 @@ answers come back as conditions. What is not done in time goes on, and the same 
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
@@ -28,6 +27,7 @@ from aoe_core.model import (
     VolumeSpec,
     VolumeStatus,
 )
+from aoe_core.recent import RecentLook
 from aoe_core.resources import conditions, conversion, placement
 from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
 from aoe_core.resources.node import AoENode
@@ -55,10 +55,7 @@ class ClusterProvisioner:
     def __init__(self, store: Store, *, patience_s: float = PATIENCE_S, capacity_age_s: float = CAPACITY_AGE_S) -> None:
         self._store = store
         self._patience_s = patience_s
-        self._capacity_age_s = capacity_age_s
-        self._guard = threading.Lock()
-        self._offering: tuple[AoENode, ...] = ()
-        self._looked_s = float("-inf")
+        self._nodes_lately = RecentLook(self._nodes, age_s=capacity_age_s)
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -79,7 +76,7 @@ class ClusterProvisioner:
         """Return what the ready storage nodes on these SANs can still give out, as somebody saw it lately."""
         parts = [
             status
-            for node in self._nodes_lately()
+            for node in self._nodes_lately.take()
             if placement.is_ready(node) and not node.spec.unschedulable and (sans is None or _is_on(node, sans))
             for status in node.status.pools
             if pool in (None, status.name)
@@ -324,14 +321,6 @@ class ClusterProvisioner:
         self._await(AoESnapshot, snapshot_id, gone, lambda _: f"snapshot {snapshot_id} is being removed")
 
     # --- what several of them need ------------------------------------------------------------------------------
-
-    def _nodes_lately(self) -> tuple[AoENode, ...]:
-        # Those who come while somebody looks wait for what he sees.
-        with self._guard:
-            if time.monotonic() - self._looked_s >= self._capacity_age_s:
-                self._offering = self._nodes()
-                self._looked_s = time.monotonic()
-            return self._offering
 
     def _nodes(self) -> tuple[AoENode, ...]:
         return tuple(node for node in self._store.list(AoENode) if not node.spec.decommissioned)
