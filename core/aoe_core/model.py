@@ -388,3 +388,6 @@ class Capacity:
 
     available_bytes: int
     maximum_volume_bytes: int
+
+
+NO_CAPACITY = Capacity(available_bytes=0, maximum_volume_bytes=0)

@@ -42,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
     )
     clustered = argparse.ArgumentParser(add_help=False)
     clustered.add_argument("--kubeconfig", type=Path, metavar="PATH", help="default: the cluster this process runs in")
+    clustered.add_argument(
+        "--sidecar-timeout",
+        type=float,
+        default=150.0,
+        metavar="SECONDS",
+        help="how long the sidecars wait for a call, their --timeout; default: %(default)g",
+    )
     serving = argparse.ArgumentParser(add_help=False)
     serving.add_argument(
         "--endpoint", default=DEFAULT_ENDPOINT, metavar="unix:///PATH", help="the socket; default: %(default)s"
@@ -131,7 +138,7 @@ def _controller(options: argparse.Namespace) -> int:
     _disable_fork_support()
     from aoe_csi.composition import compose_controller
 
-    return _serve(options, compose_controller(options.kubeconfig))
+    return _serve(options, compose_controller(options.kubeconfig, options.sidecar_timeout))
 
 
 def _node(options: argparse.Namespace) -> int:

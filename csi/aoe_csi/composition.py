@@ -78,9 +78,11 @@ def compose_standalone(settings: Settings) -> Composition:
     )
 
 
-def compose_controller(kubeconfig: Path | None) -> Composition:
+def compose_controller(kubeconfig: Path | None, sidecar_timeout_s: float) -> Composition:
     """Return the controller service of a cluster, which asks its API server alone.
 
+    Args: `sidecar_timeout_s`: how long its callers wait. They are answered well before, so that our sentence reaches
+    the claim and not "deadline exceeded": on a busy machine the last look and the answer take seconds.
     Raises: Invalid when there is no cluster to be found.
     """
     from aoe_core.resources.kubernetes import KubernetesStore
@@ -88,9 +90,10 @@ def compose_controller(kubeconfig: Path | None) -> Composition:
     from aoe_core.resources.step_back import StepBack
 
     store = KubernetesStore(kubeconfig, holder="controller")
+    provisioner = ClusterProvisioner(store, patience_s=sidecar_timeout_s * 5 / 6)
     end = threading.Event()
     return Composition(
-        services=Services(identity=Identity(), controller=Controller(ClusterProvisioner(store))),
+        services=Services(identity=Identity(), controller=Controller(provisioner)),
         background=(StepBack(store.revision, end),),
         end=end,
     )
@@ -130,12 +133,11 @@ def report_host(settings: Settings) -> HostReport:
         is_staged = open_staged_check(Path(settings.state_directory))
         engine = open_engine(settings, is_staged=is_staged, waits_for_others=False)
         inspection = engine.inspect()
-        capacities = [(pool, engine.capacity(pool, None)) for pool in engine.pools()]
         report = replace(
             report,
             pools=tuple(
                 PoolRow(pool=pool, available_bytes=one.available_bytes, maximum_volume_bytes=one.maximum_volume_bytes)
-                for pool, one in capacities
+                for pool, one in inspection.capacities.items()
             ),
             volumes=volume_rows(inspection.volumes),
             exports=export_rows(inspection),

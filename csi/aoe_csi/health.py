@@ -7,6 +7,7 @@ volume. Neither waits for a device: a dead target must not have the process kill
 import http.server
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Self
@@ -72,6 +73,13 @@ class Health:
 
         class Server(http.server.ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+            def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - socketserver's.
+                error = sys.exception()
+                if isinstance(error, ConnectionError):
+                    log.info("whoever asked did not wait for the answer")
+                else:
+                    log.error("bug", exc_info=error)
 
         try:
             self._server = Server(address, Handler)

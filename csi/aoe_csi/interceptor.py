@@ -42,6 +42,8 @@ _QUICK = frozenset(
 )
 """Methods that touch no volume: they get threads of their own, and answer while every other thread is stuck."""
 _QUICK_WORKERS = 4
+_UNEVENTFUL = frozenset(("GetCapacity", "Probe"))
+"""Methods that sidecars call all the time: what they answer well is no news."""
 _MAX_SENTENCE_BYTES = 1024
 """gRPC percent-encodes the sentence into a trailer, and peers refuse trailers above 8 KiB."""
 
@@ -141,12 +143,13 @@ class _Call:
         finally:
             self._edge.count(-1)
         seconds = time.monotonic() - started
-        metrics.CALLS.labels(self._method.rpartition("/")[2], code.name).observe(seconds)
+        name = self._method.rpartition("/")[2]
+        metrics.CALLS.labels(name, code.name).observe(seconds)
         facts |= {"code": code.name, "ms": round(seconds * 1000)}
         if code is not grpc.StatusCode.OK:
             log.info("call", extra={**facts, "error": answer})
             context.abort(code, answer)
-        log.info("call", extra=facts)
+        log.log(logging.DEBUG if name in _UNEVENTFUL else logging.INFO, "call", extra=facts)
         return answer
 
     def _answer(

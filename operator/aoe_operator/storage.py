@@ -36,6 +36,7 @@ from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
+from aoe_core.volumes.inspection import Inspection
 from aoe_operator import finalizer
 from aoe_operator.finalizer import FINALIZER
 from aoe_operator.seen import Seen
@@ -117,18 +118,17 @@ class StorageRole:
         """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer. It stays until
         the volume is as wanted again: what was found and could not be mended is found again."""
 
-    def find_unclaimed(self) -> tuple[Orphan, ...]:
+    def find_unclaimed(self, there: Inspection) -> tuple[Orphan, ...]:
         """Return the volumes and snapshots in LVM that no resource speaks of: reported, and never touched.
 
-        Two looks at LVM, and one question to the API server for each that reconciliation has not met. Raises:
-        CommandFailed, Busy, Unreachable.
+        One question to the API server for each that reconciliation has not met. Raises: Busy, Unreachable.
         """
-        volumes = {str(one.volume.volume_id) for one in self._engine.list_volumes()}
-        snapshots = {str(one.snapshot_id) for one in self._engine.list_snapshots()}
+        volumes = {str(one.volume.volume_id) for one in there.ready()}
+        snapshots = {str(one.snapshot_id) for one in there.snapshots}
         return tuple(
             Orphan(kind=kind, name=name, fact=f"it is in LVM, and no {resource.__name__} of this node has its name")
-            for kind, there, resource in (("volume", volumes, AoEVolume), ("snapshot", snapshots, AoESnapshot))
-            for name in sorted(there - self._met)
+            for kind, names, resource in (("volume", volumes, AoEVolume), ("snapshot", snapshots, AoESnapshot))
+            for name in sorted(names - self._met)
             if not self._is_claimed(kind, name)
         )
 
@@ -163,17 +163,19 @@ class StorageRole:
         self._settled.pop(name, None)
         self._met.discard(name)
 
-    def find_drifted(self) -> tuple[str, ...]:
-        """Return the volumes that were as wanted and that this host shows otherwise now: one look at LVM, none at the
-        API server. Raises: CommandFailed, Busy."""
+    def find_drifted(self, there: Inspection) -> tuple[str, ...]:
+        """Return the volumes that were as wanted and that this host shows otherwise now; nobody is asked for it.
+
+        What became as wanted after the look is among them: looked at once more, it is.
+        """
         # After a start it is of no use any more, and large.
         self._first_look.forget()
-        there = {
+        shown = {
             status.volume.volume_id: frozenset((str(grant.node), grant.node_id) for grant in status.grants)
-            for status in self._engine.list_volumes()
+            for status in there.ready()
         }
         return tuple(
-            sorted(name for name, grants in tuple(self._settled.items()) if there.get(VolumeId(name)) != grants)
+            sorted(name for name, grants in tuple(self._settled.items()) if shown.get(VolumeId(name)) != grants)
         )
 
     # --- volumes ------------------------------------------------------------------------------------------------

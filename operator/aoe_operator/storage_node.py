@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Unreachable
-from aoe_core.model import PoolName
+from aoe_core.model import NO_CAPACITY, PoolName
 from aoe_core.resources import conditions, events
 from aoe_core.resources.events import Event, Events
 from aoe_core.resources.fields import Progress, parse_quantity, quantity
@@ -123,7 +123,8 @@ def _with_contents(
 ) -> AoENodeStatus:
     inspection = engine.inspect()
     metrics.show_inspection(inspection)
-    capacities = {pool.name: engine.capacity(PoolName(pool.name), None) for pool in node.spec.pools}
+    # A pool that the resource has only just named is unknown to this process, which ends for it.
+    capacities = {pool.name: inspection.capacities.get(PoolName(pool.name), NO_CAPACITY) for pool in node.spec.pools}
     return replace(
         status,
         pools=tuple(

@@ -8,12 +8,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Self
 
 from aoe_core import preflight
 from aoe_core.errors import AoECsiError, NoSpace, Unreachable
+from aoe_core.host.exports import ExportFile
 from aoe_core.host.runner import HostRunner
 from aoe_core.resources.events import Event, Events
 from aoe_core.resources.leases import RENEW_S, WENT_BACK, LeaseStore
@@ -146,18 +147,19 @@ class StorageProcess:
     def sweep(self) -> None:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
         self.role.let_go()
-        self.claim_more()
-        self._unclaimed = self.role.find_unclaimed()
-        for name in self.role.find_drifted():
+        there = self.engine.inspect()
+        self.claim_more(there.exports)
+        drifted = self.role.find_drifted(there)
+        self._unclaimed = self.role.find_unclaimed(there)
+        for name in drifted:
             log.warning("volume is not as it was", extra={"volume": name})
             try:
                 self.role.reconcile_volume(name)
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
 
-    def claim_more(self) -> None:
+    def claim_more(self, files: Collection[ExportFile]) -> None:
         """Claim a further shelf where addresses run short, and ask for the process's end, to start anew with it."""
-        files = self.engine.inspect().exports
         rest_s = self._settings.exports.rest_s
         short = shelves.find_short(self._claims, files, now_s=int(time.time()), rest_s=rest_s)
         for san in (one for one in self._node.spec.sans if one.name in short):

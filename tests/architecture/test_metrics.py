@@ -10,11 +10,12 @@ import yaml
 
 import aoe_csi.cluster_node
 import aoe_csi.metrics
+import aoe_operator.guests_process
 import aoe_operator.metrics
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FILES = CHECKOUT / "charts" / "aoe-csi" / "files"
-MODULES = (aoe_csi.cluster_node, aoe_csi.metrics, aoe_operator.metrics)
+MODULES = (aoe_csi.cluster_node, aoe_csi.metrics, aoe_operator.guests_process, aoe_operator.metrics)
 """Whoever has metrics is imported here, which registers them."""
 
 

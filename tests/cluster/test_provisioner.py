@@ -6,13 +6,16 @@ import functools
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
@@ -34,9 +37,10 @@ from aoe_core.model import (
     VolumeSpec,
 )
 from aoe_core.resources import placement
-from aoe_core.resources.conditions import find
+from aoe_core.resources.conditions import find, put_error
+from aoe_core.resources.conversion import wanted_of
 from aoe_core.resources.events import Event, Events, Subject
-from aoe_core.resources.fields import Condition, ObjectMeta
+from aoe_core.resources.fields import Condition, ObjectMeta, parse_quantity
 from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import LeaseStore, Liveness, LiveNodes
 from aoe_core.resources.node import (
@@ -58,7 +62,7 @@ from aoe_core.settings import Settings
 from aoe_core.units import GIB, MIB
 from aoe_core.volumes.engine import Engine
 from aoe_lab.kubernetes.control_plane import ControlPlane
-from aoe_operator import handlers
+from aoe_operator import handlers, storage_node
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
@@ -67,6 +71,7 @@ from aoe_operator.storage import POOL_IS_GONE, StorageRole
 from aoe_operator.storage_process import StorageProcess
 
 WRITER = AccessMode.SINGLE_NODE_SINGLE_WRITER
+T = TypeVar("T")
 V = VolumeId("v")
 MACHINE = "1" * 32
 
@@ -123,9 +128,12 @@ class Roles:
             _operator(handlers.cluster(self.cluster), self.stopped),
         ]
 
+    def find_drifted(self) -> tuple[str, ...]:
+        return self.storage.find_drifted(self._process.engine.inspect())
+
     def sweep(self) -> None:
         """Go after what has changed on the host unasked, as the process does now and then."""
-        for name in self.storage.find_drifted():
+        for name in self.find_drifted():
             # Somebody else may write just now; what is not mended is found by the next sweep.
             with suppress(Busy):
                 self.storage.reconcile_volume(name)
@@ -184,6 +192,8 @@ def roles(
     store: KubernetesStore, machines: Machines, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Roles]:
     monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))
+    # What a person must mend, a test mends at once.
+    monkeypatch.setattr("aoe_operator.storage._LATER_S", 3.0)
     spec = AoENodeSpec(
         pools=(PoolSpec(name="thick", volume_group="vg0"), PoolSpec(name="thin", volume_group="vg0", thin_pool="tp0")),
         sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF + 1),)),),
@@ -199,7 +209,7 @@ def roles(
 
 @pytest.fixture
 def provisioner(store: KubernetesStore, roles: Roles) -> ClusterProvisioner:
-    cluster = ClusterProvisioner(store, patience_s=60, capacity_age_s=0)
+    cluster = ClusterProvisioner(store, patience_s=60, nodes_age_s=0)
     deadline = time.monotonic() + 60
     while cluster.capacity(None, None).available_bytes == 0 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -311,19 +321,39 @@ def test_patience_ends_with_a_sentence_and_the_next_call_goes_on(
 ) -> None:
     roles.storage.paused.set()
     with pytest.raises(Unfinished, match=r"being made on storage node storage1.*kubectl describe"):
-        ClusterProvisioner(store, patience_s=0.5).create_volume(spec())
+        ClusterProvisioner(store, patience_s=5).create_volume(spec())
     roles.storage.paused.clear()
     assert provisioner.create_volume(spec()).size_bytes == 64 * MIB
 
 
-def looked_again(roles: Roles) -> float | None:
-    """Reconcile beside kopf, which may be writing the same status."""
+def beside_kopf(write: Callable[[], T]) -> T:
+    """Write what kopf may be writing too: a finalizer, a status."""
     for _ in range(20):
         try:
-            return roles.storage.reconcile_volume(V)
+            return write()
         except Busy:
             time.sleep(0.1)
     raise AssertionError("the resource never came to rest")
+
+
+def test_a_refusal_of_the_past_is_no_answer(
+    store: KubernetesStore, provisioner: ClusterProvisioner, roles: Roles
+) -> None:
+    """A node was chosen after all; before it has taken the volume on, the call must go on waiting, and say for whom."""
+    roles.storage.paused.set()
+    placed = placement.placed_on(AoEVolume(metadata=ObjectMeta(name=V), spec=wanted_of(spec())), "storage1")
+    past = store.create(placed).metadata.generation - 1
+    said = put_error((), "Placed", NoSpace("no room"), generation=past, now_s=0)
+
+    def refuse() -> None:
+        wish = store.get(AoEVolume, V)
+        store.update_status(replace(wish, status=replace(wish.status, conditions=said)))
+
+    beside_kopf(refuse)
+    with pytest.raises(Unfinished, match=r"being made on storage node storage1"):
+        ClusterProvisioner(store, patience_s=2).create_volume(spec())
+    roles.storage.paused.clear()
+    assert provisioner.create_volume(spec()).size_bytes == 64 * MIB
 
 
 def test_a_volume_gone_from_lvm_is_lost_and_never_made_anew(
@@ -335,8 +365,8 @@ def test_a_volume_gone_from_lvm_is_lost_and_never_made_anew(
     while (lost := store.get(AoEVolume, V)).status.phase != "Lost" and time.monotonic() < deadline:
         roles.sweep()
     assert any("never made anew" in one.message for one in lost.status.conditions)
-    assert roles.storage.find_drifted() == (V,)
-    assert looked_again(roles) is not None
+    assert roles.find_drifted() == (V,)
+    assert beside_kopf(lambda: roles.storage.reconcile_volume(V)) is not None
     with pytest.raises(NotFound):
         machines.engine.get_volume(V)
 
@@ -418,12 +448,12 @@ def test_a_volume_whose_pool_nobody_names_any_more_is_not_lost(
 
         return look
 
-    assert looked_again(roles) is not None
+    assert beside_kopf(lambda: roles.storage.reconcile_volume(V)) is not None
     seen = store.await_(AoEVolume, V, said("Ready", "name vg0/tp0 as one again"), timeout_s=10)
     assert seen is not None
     assert seen.status.phase == "Ready"
     gone = lvm.groups.pop("vg0")
-    assert looked_again(roles) is not None
+    assert beside_kopf(lambda: roles.storage.reconcile_volume(V)) is not None
     seen = store.await_(AoEVolume, V, said("Ready", "put the pool back"), timeout_s=10)
     assert seen is not None
     assert seen.status.phase == "Ready"
@@ -568,19 +598,18 @@ def test_a_storage_node_ends_no_volume_of_another(
     roles.storage.paused.clear()
 
 
-def test_what_is_wrong_is_told_in_events(provisioner: ClusterProvisioner, clean: ControlPlane) -> None:
+@pytest.mark.usefixtures("provisioner")
+def test_what_is_wrong_is_told_in_events(clean: ControlPlane) -> None:
     manifest = """
 apiVersion: aoe-csi.dev/v1alpha1
 kind: AoEVolume
 metadata: {name: too-large}
 spec: {size: 1Pi, pool: thick}
 """
-    provisioner.create_volume(spec())
     clean.kubectl("apply", "-f-", stdin=manifest)
     try:
         told = await_events(clean, "too-large", "NoSpace")
         assert any(kind == "Warning" and "storage1 takes at most" in message for kind, message in told)
-        assert any(kind == "Normal" and "in LVM" in message for kind, message in await_events(clean, V, "Ready"))
     finally:
         clean.kubectl("delete", "aoev/too-large", "--timeout=60s", timeout_s=90)
 
@@ -695,17 +724,19 @@ def test_a_ticket_follows_its_node_to_another_card(
     provisioner.create_volume(spec())
     before = provisioner.publish(V, first, WRITER, read_only=False, block=True)
     now = dataclasses.replace(first, macs=((SAN, (Mac("52:54:00:00:01:99"),)),))
-    registered = {
-        "apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": first.name},
-        "spec": {"drivers": [{"name": "aoe-csi.dev", "nodeID": str(now), "topologyKeys": []}]},
-    }  # fmt: skip
-    clean.kubectl("create", "-f-", stdin=json.dumps(registered))
+    # The second is as kubelet writes it before any driver has registered.
+    drivers = {first.name: [{"name": "aoe-csi.dev", "nodeID": str(now), "topologyKeys": []}], "new": None}
+    registered = [
+        {"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": name}, "spec": {"drivers": those}}
+        for name, those in drivers.items()
+    ]
+    clean.kubectl("create", "-f-", stdin="\n---\n".join(map(json.dumps, registered)))
     registrations = KubernetesRegistrations(clean.kubeconfig, "default")
     try:
         Registrations(roles.store, registrations, lambda: int(time.time())).look()
     finally:
         registrations.close()
-        clean.kubectl("delete", "csinode", first.name)
+        clean.kubectl("delete", "csinode", *drivers)
 
     def served(volume: AoEVolume | None) -> str | None:
         grants = volume.status.grants if volume else ()
@@ -785,6 +816,21 @@ def await_events(plane: ControlPlane, name: str, reason: str) -> list[tuple[str,
         time.sleep(0.5)
 
 
+def offer_room(store: KubernetesStore, name: str, **conditions: str) -> None:
+    """Make a storage node that says it has 5 GiB in pool thick. `conditions`: type → status."""
+    spec = AoENodeSpec(
+        pools=(PoolSpec(name="thick", volume_group="vg0"),),
+        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),),
+    )
+    node = store.create(AoENode(metadata=ObjectMeta(name=name), spec=spec))
+    said = tuple(
+        Condition(type=type_, status=status, reason="Done", last_transition_time="2026-01-01T00:00:00Z")
+        for type_, status in conditions.items()
+    )
+    offer = PoolStatus(name="thick", available="5Gi", largest_volume="5Gi")
+    store.update_status(msgspec.structs.replace(node, status=AoENodeStatus(pools=(offer,), conditions=said)))
+
+
 class _Deaf:
     """Events that go nowhere."""
 
@@ -792,19 +838,27 @@ class _Deaf:
         pass
 
 
+def test_a_pool_that_was_named_a_moment_ago_offers_nothing_yet(store: KubernetesStore, machines: Machines) -> None:
+    """The process ends for it, and may report once more before it does."""
+    pools = (PoolSpec(name="thick", volume_group="vg0"), PoolSpec(name="new", volume_group="vg1"))
+    sans = (SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),)
+    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=AoENodeSpec(pools=pools, sans=sans)))
+    written = storage_node.report(
+        store, _Deaf(), node, machines.engine,
+        claims=(), boot="b", card=_card, findings=(), unclaimed=(), now_s=int(time.time()),
+    )  # fmt: skip
+    ready = find(written.status.conditions, "Ready")
+    assert ready is not None
+    assert ready.status == "True"
+    offered = {pool.name: parse_quantity(pool.available) for pool in written.status.pools}
+    assert offered["thick"] > GIB
+    assert offered["new"] == 0
+
+
 def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """And who is placed next knows of those before."""
     monkeypatch.setattr("aoe_operator.placing._LOOK_S", 60.0)
-    spec = AoENodeSpec(
-        pools=(PoolSpec(name="thick", volume_group="vg0"),),
-        sans=(SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),),
-    )
-    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=spec))
-    ready = Condition(type="Ready", status="True", reason="Done", last_transition_time="2026-01-01T00:00:00Z")
-    offer = PoolStatus(name="thick", available="5Gi", largest_volume="5Gi")
-    store.update_status(
-        AoENode(metadata=node.metadata, spec=node.spec, status=AoENodeStatus(pools=(offer,), conditions=(ready,)))
-    )
+    offer_room(store, "storage1", Ready="True")
     names = [f"v{number}" for number in range(8)]
     for name in names:
         store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=AoEVolumeSpec(size="1Gi", pool="thick")))
@@ -822,6 +876,34 @@ def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, mon
     assert sorted(asked, key=str) == [AoENode, AoEVolume]
     placed = [store.get(AoEVolume, name).spec.node for name in names]
     assert placed == ["storage1"] * 5 + [None] * 3
+
+
+def test_a_wish_names_its_node_where_there_is_a_choice(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who asks at once is spread over the nodes; what there is no choice for is left to the cluster role."""
+    for name, live in (("storage1", "True"), ("storage2", "True"), ("silent", "False")):
+        offer_room(store, name, Ready="True", Live=live)
+    together, create = threading.Barrier(8), store.create
+
+    def create_together(resource: Any) -> Any:
+        together.wait(60)
+        return create(resource)
+
+    monkeypatch.setattr(store, "create", create_together)
+    cluster = ClusterProvisioner(store, patience_s=2)
+    names = [f"v{number}" for number in range(7)]
+    sizes = {**dict.fromkeys(names, GIB), "large": 6 * GIB}
+
+    def ask(name: str) -> None:
+        wish = VolumeSpec(volume_id=VolumeId(name), pool=PoolName("thick"), size_bytes=sizes[name])
+        with pytest.raises(Unfinished):
+            cluster.create_volume(wish)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, sizes))
+    placed = [store.get(AoEVolume, name) for name in names]
+    assert sorted(Counter(one.spec.node for one in placed).items()) == [("storage1", 4), ("storage2", 3)]
+    assert all(one.metadata.annotations[placement.CHOSEN] == one.spec.node for one in placed)
+    assert store.get(AoEVolume, "large").spec.node is None
 
 
 def test_a_new_volume_is_not_refused_by_an_old_look(
@@ -880,7 +962,7 @@ def test_what_a_node_had_not_taken_on_when_it_fell_silent_is_placed_anew(
 def test_whoever_asks_for_capacity_again_and_again_is_answered_by_one_look(
     provisioner: ClusterProvisioner, store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lately = ClusterProvisioner(store)
+    lately = ClusterProvisioner(store, patience_s=60)
     begun = lately.capacity(None, None)
     assert begun.available_bytes == provisioner.capacity(None, None).available_bytes > 0
 

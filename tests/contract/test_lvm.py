@@ -1,6 +1,11 @@
 """Lvm: volume groups, thick and thin LVs, snapshots, tags, and what LVM refuses."""
 
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pytest
+from tests.callers import outcome
 from tests.contract.beds import GROUP_BYTES, POOL_BYTES, Bed
 
 from aoe_core.errors import Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound
@@ -327,6 +332,35 @@ def test_removing_gives_the_space_back(bed: Bed) -> None:
 def test_removing_what_is_absent_is_not_found(bed: Bed) -> None:
     with pytest.raises(NotFound):
         bed.lvm.remove(bed.vg, "v-missing")
+
+
+# --- many changes at once ---
+
+
+def at_once(asks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
+    """Ask for changes at the same time. Returns: what became of each."""
+    with ThreadPoolExecutor(len(asks)) as pool:
+        return dict(zip(asks, pool.map(outcome, asks.values()), strict=True))
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_of_many_at_once_each_is_told_its_own_ending(bed: Bed, *, thin: bool) -> None:
+    """However they are carried out: some by one process of LVM, which goes on after one that fails."""
+    pool, kept = bed.thin_pool if thin else "", {bed.thin_pool}
+    names = [f"v-{number}" for number in range(9)]
+    bed.lvm.create(bed.vg, "v-taken", SIZE_BYTES, {"first"}, pool)
+    creations = {name: partial(bed.lvm.create, bed.vg, name, 4 * MIB, {"aoe-csi", name}, pool) for name in names}
+    creations["v-taken"] = partial(bed.lvm.create, bed.vg, "v-taken", 4 * MIB, (), pool)
+    creations["pvmove-1"] = partial(bed.lvm.create, bed.vg, "pvmove-1", 4 * MIB, (), pool)
+    said = at_once(creations)
+    assert said == dict.fromkeys(names, "done") | {"v-taken": "Conflict", "pvmove-1": "CommandFailed"}
+    assert all(get(bed, name).tags == {"aoe-csi", name} for name in names)
+    assert get(bed, "v-taken").tags == {"first"}
+    with bed.opened(f"/dev/{bed.vg}/v-taken"):
+        removals = {name: partial(bed.lvm.remove, bed.vg, name) for name in [*names, "v-taken", "v-missing"]}
+        said = at_once(removals)
+    assert said == dict.fromkeys(names, "done") | {"v-taken": "InUse", "v-missing": "NotFound"}
+    assert {lv.name for lv in bed.lvm.report().volumes if lv.vg == bed.vg} == kept | {"v-taken"}
 
 
 # --- changes that run on ---

@@ -5,7 +5,7 @@ of its machine is cut, or that of the machine at the other end. Fresh processes 
 again until it is done, the rest of the volume's life runs its course, and in the end nothing is left anywhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -306,11 +306,13 @@ def cases() -> Iterator[ParameterSet]:
                 yield pytest.param(life, position, id=f"{life.name}-{operation.name}".replace(" ", "-"))
 
 
-def sweep(life: Life, position: int, evidence: Evidence, *, abandoned: str) -> None:
+def sweep(
+    life: Life, position: int, evidence: Evidence, *, abandoned: str, deaths: Sequence[Callable[[Step], None]] = DEATHS
+) -> None:
     """Die at every boundary of an operation, and carry on both ways. `abandoned`: the word for not asking again."""
     total = boundaries(life, position)
     for boundary in range(1, total + 1):
-        for death in DEATHS:
+        for death in deaths:
             for abandon in (False, True):
                 try:
                     die_and_carry_on(life, position, boundary, death, abandon=abandon)
@@ -320,7 +322,7 @@ def sweep(life: Life, position: int, evidence: Evidence, *, abandoned: str) -> N
                         f"{death.__name__} at boundary {boundary} of {total} of {life.operations[position].name}, {way}"
                     )
                     raise
-    evidence(f"{total} boundaries, {total * len(DEATHS) * 2} lives with one death each, nothing lost, nothing left")
+    evidence(f"{total} boundaries, {total * len(deaths) * 2} lives with one death each, nothing lost, nothing left")
 
 
 @pytest.mark.parametrize(("life", "position"), list(cases()))

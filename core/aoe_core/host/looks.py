@@ -16,11 +16,12 @@ class SharedLook(Generic[Seen]):
     """Callers that ask while a look is under way share the next one.
 
     What a caller gets was always read after it asked: a look already under way may have passed by what the caller has
-    just changed. Two looks never run at the same time.
+    just changed. Two looks never run at the same time. `hold`: returns once a look had better begin; those who ask
+    until then share it.
     """
 
-    def __init__(self, look: Callable[[], Seen]) -> None:
-        self._batches: Batches[None, Seen] = Batches(lambda wishes: [look()] * len(wishes))
+    def __init__(self, look: Callable[[], Seen], *, hold: Callable[[], None] = lambda: None) -> None:
+        self._batches: Batches[None, Seen] = Batches(lambda wishes: [look()] * len(wishes), hold=hold)
 
     def take(self) -> Seen:
         """Return what a look begun after this call saw. Raises: what that look raised, for all who share it."""

@@ -2,7 +2,9 @@
 
 Changes run in `systemd-run --wait --pipe --unit=aoe-csi-lvm-…`: they outlive this process and its container, and the
 unit's name is a lock on the volume group and the handle to find it by (lvm2 must never be killed half-way). To start a
-unit costs about what lvcreate does, so those that wait for a volume group share the next one.
+unit costs about what lvcreate does, so those that wait for a volume group share the next one. Creations and removals
+share a process of LVM, too, which saves a third of each. A report waits for the changes under way: whoever looks in
+order to change something could not do it before, and all who wait share one.
 lvm2 leaves what it writes in the disks' caches. So they are flushed before a change counts as done, and before a report
 is believed that may show a change whose end nobody has seen.
 LVM's exit codes: 0 done, 5 failed; which failure it was is told by the text, matched where a caller must know.
@@ -13,6 +15,7 @@ import logging
 import re
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,10 +37,25 @@ _NEXT_S = 20.0
 """How long a change may take, and how much longer each one that runs with it."""
 _TURN_S = 300.0
 """How long a change waits for those before it."""
+_HOLD_S = 20.0
+"""How long a report waits for the changes that were under way before it."""
+_LINGER = 1 / 20
+"""Part of a report's duration within which those who shared it have told what they want changed."""
 _TOGETHER = 8
 """Changes of one unit: the first of them is answered when the last has ended."""
 _ENDED = "aoe-csi-ended"
 """Begins the line that tells a command's exit code."""
+_SAID_DONE = {
+    "lvcreate": r'Logical volume "\S+" created',
+    "lvremove": r'Logical volume "\S+" successfully removed',
+}
+"""What LVM says of a command that did what it was told. Its own shell, lvm(8), tells no exit codes."""
+_PLAIN = re.compile(r"[A-Za-z0-9_+.:=/-]+")
+"""Words that LVM's shell takes as they are."""
+_NEXT = "systemid"
+"""A command of LVM's shell that touches nothing, and what it says: stands between those that change something."""
+_SAID_NEXT = r"^ *system ID:.*$"
+_LVM_FAILED = 5
 
 _VG_FIELDS = "vg_name,vg_uuid,vg_size,vg_free,vg_extent_size,vg_systemid,vg_attr,vg_missing_pv_count"
 _LV_FIELDS = "lv_name,lv_size,lv_tags,lv_layout,pool_lv,origin,lv_active,data_percent,metadata_percent,lv_time"
@@ -181,17 +199,35 @@ class _Ended:
     said: str
 
 
-def _script(changes: Iterable[_Change]) -> str:
-    """Return what runs commands one after the other, whatever becomes of each, and tells them apart."""
+def _share_a_process(changes: Sequence[_Change]) -> bool:
+    """Whether LVM's shell may be given changes: several, of which it says when they are done."""
+    words = (word for one in changes for word in one.argv)
+    return len(changes) > 1 and all(one.argv[0] in _SAID_DONE for one in changes) and all(map(_PLAIN.fullmatch, words))
+
+
+def _script(changes: Sequence[_Change], *, shared: bool) -> str:
+    """Return what runs commands one after the other, whatever becomes of each, and tells them apart. `shared`: by one
+    process of LVM."""
+    if shared:
+        # All of it is among the unit's arguments: a pipe of ours could break in the middle of a command.
+        lines = "\n".join(f"{' '.join(one.argv)}\n{_NEXT}" for one in changes)
+        return f"lvm 2>&1 <<'{_ENDED}'\n{lines}\n{_ENDED}"
     return "\n".join(f"{shlex.join(one.argv)} 2>&1; printf '\\n{_ENDED} %s\\n' $?" for one in changes)
 
 
-def _endings(finished: Finished, count: int) -> tuple[_Ended, ...]:
+def _endings(changes: Sequence[_Change], finished: Finished, *, shared: bool) -> tuple[_Ended, ...]:
     """Tell apart what the commands of a script said. What none of them said belongs to those that did not end."""
-    parts = re.split(rf"^{_ENDED} (\d+)$", finished.stdout, flags=re.MULTILINE)
-    ended = [_Ended(int(code), said) for said, code in zip(parts[0::2], parts[1::2], strict=False)]
-    rest = _Ended(None, finished.stderr + parts[-1])
-    return (*ended, *[rest] * (count - len(ended)))
+    if shared:
+        *said, left = re.split(_SAID_NEXT, finished.stdout, flags=re.MULTILINE)
+        ended = [
+            _Ended(0 if re.search(_SAID_DONE[one.argv[0]], text) else _LVM_FAILED, text)
+            for one, text in zip(changes, said, strict=False)
+        ]
+    else:
+        *parts, left = re.split(rf"^{_ENDED} (\d+)$", finished.stdout, flags=re.MULTILINE)
+        ended = [_Ended(int(code), text) for text, code in zip(parts[0::2], parts[1::2], strict=True)]
+    rest = _Ended(None, finished.stderr + left)
+    return (*ended, *[rest] * (len(changes) - len(ended)))
 
 
 class HostLvm:
@@ -215,8 +251,8 @@ class HostLvm:
         """How many of these came before the last flush of all."""
         self._system_id: str | None = None
         self._guard = threading.Lock()
-        self._own: set[str] = set()
-        """Units of changes that this process waits for."""
+        self._own: dict[str, threading.Event] = {}
+        """Unit of a change that this process waits for → set when nobody does any more."""
         self._left_running: set[str] = set()
         """Units of changes that this process stopped waiting for."""
         self._batches: dict[str, Batches[_Change, _Ended]] = {}
@@ -224,7 +260,8 @@ class HostLvm:
         self._others_may_run = waits_for_others
         """Until it has been seen once that a former process left no change behind: no new one can appear, since only
         one process at a time serves a host."""
-        self._look = SharedLook(self._report)
+        self._report_took_s = 0.0
+        self._look = SharedLook(self._report, hold=self._await_changes)
 
     def report(self) -> LvmReport:
         """Return all VGs and LVs, read by one `lvm fullreport` that began after this call.
@@ -233,6 +270,14 @@ class HostLvm:
         that nobody waits for.
         """
         return self._look.take()
+
+    def _await_changes(self) -> None:
+        """Let end what is under way now; what begins meanwhile does not hold up a look any longer."""
+        deadline = time.monotonic() + _HOLD_S
+        with self._guard:
+            running = tuple(self._own.values())
+        for ended in running:
+            ended.wait(max(0.0, deadline - time.monotonic()))
 
     def _report(self) -> LvmReport:
         self._refuse_while_changes_run_on()
@@ -250,6 +295,7 @@ class HostLvm:
         if finished.code != 0:
             log.error("lvm report failed", extra={"code": finished.code, "stderr": finished.stderr})
             raise CommandFailed(f"lvm could not report its volumes (exit {finished.code}); see this host's log")
+        self._report_took_s = finished.seconds
         report = parse_report(finished.stdout, self.system_id())
         with self._guard:
             self._devices = {group.name: group.devices for group in report.groups if not group.foreign}
@@ -332,7 +378,7 @@ class HostLvm:
             raise CommandFailed(f"systemd could not list this host's units (exit {finished.code}); see this host's log")
         running = {line.split()[0] for line in finished.stdout.splitlines() if line.strip()}
         with self._guard:
-            foreign = sorted(running - own - self._own)
+            foreign = sorted(running - own - self._own.keys())
             if not foreign:
                 self._others_may_run = False
                 self._left_running -= left_running
@@ -349,7 +395,7 @@ class HostLvm:
         wake each other up at every release, and the last of them run into their limit before they began.
         """
         with self._guard:
-            batches = self._batches.setdefault(vg, Batches(self._change_now, at_most=_TOGETHER, patience_s=_TURN_S))
+            batches = self._batches.setdefault(vg, self._new_batches())
         change = _Change(vg, name, tuple(argv))
         try:
             ended = batches.ask(change)
@@ -363,15 +409,24 @@ class HostLvm:
             log.warning("lvm change failed", extra={"argv": list(argv), "said": ended.said})
             raise error
 
+    def _new_batches(self) -> Batches[_Change, _Ended]:
+        return Batches(
+            self._change_now,
+            at_most=_TOGETHER,
+            patience_s=_TURN_S,
+            linger_s=lambda: _LINGER * self._report_took_s,
+        )
+
     def _change_now(self, changes: Sequence[_Change]) -> tuple[_Ended, ...]:
         vg = changes[0].vg
         unit = _unit_name(vg)
+        shared = _share_a_process(changes)
         with self._guard:
-            self._own.add(unit)
+            self._own[unit] = threading.Event()
         try:
             finished = self._runner.run(
                 ["systemd-run", "--quiet", "--collect", "--wait", "--pipe", f"--unit={unit}",
-                 "--property=LimitCORE=0", "--setenv=LC_ALL=C", "--", "sh", "-c", _script(changes)],
+                 "--property=LimitCORE=0", "--setenv=LC_ALL=C", "--", "sh", "-c", _script(changes, shared=shared)],
                 timeout_s=_CHANGE_S + _NEXT_S * (len(changes) - 1),
             )  # fmt: skip
         except Unfinished:
@@ -381,8 +436,8 @@ class HostLvm:
             raise
         finally:
             with self._guard:
-                self._own.discard(unit)
-        endings = _endings(finished, len(changes))
+                self._own.pop(unit).set()
+        endings = _endings(changes, finished, shared=shared)
         for change, ended in zip(changes, endings, strict=True):
             log.info(
                 "lvm change",

@@ -25,6 +25,7 @@ from aoe_core.model import (
 from aoe_core.resources import volume as resource
 from aoe_core.resources.conditions import seconds_of, time_of
 from aoe_core.resources.fields import parse_quantity, quantity
+from aoe_core.resources.guest_disk import HostGrant
 from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, GrantStatus
 
@@ -134,7 +135,7 @@ def granted_of(grant: Grant, attachment: Attachment) -> GrantStatus:
     )
 
 
-def attachment_of(volume_id: VolumeId, granted: GrantStatus) -> Attachment:
+def attachment_of(volume_id: VolumeId, granted: GrantStatus | HostGrant) -> Attachment:
     """Return what the node needs to use its grant."""
     local = granted.transport is Transport.LOCAL
     return Attachment(

@@ -17,8 +17,8 @@ from aoe_core.resources.volume import AoEVolume
 Subject = AoEVolume | AoESnapshot | AoENode
 _PASSING = (Busy.__name__, Unfinished.__name__)
 """Reasons that take care of themselves; their messages may tell of progress and change all the time."""
-_FIRST_STEPS = ("Placed",)
-"""Conditions that hold on every volume's way to the next one, which is the news."""
+_EXPECTED = ("Placed", "Ready")
+"""Conditions that every resource comes to: that they hold for the first time is no news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def post_change(to: Events, subject: Subject, after: Iterable[Condition]) -> Non
 
 
 def _is_news(before: Condition | None, now: Condition) -> bool:
-    if before is None and now.type in _FIRST_STEPS and now.status == "True":
+    if before is None and now.type in _EXPECTED and now.status == "True":
         return False
     if before is None or before.status != now.status:
         return True

@@ -28,7 +28,6 @@ from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import Event as CoreEvent
 from lightkube.resources.core_v1 import Pod
-from lightkube.resources.storage_v1 import CSINode
 from lightkube.types import PatchType
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
@@ -52,6 +51,12 @@ _PLURALS: dict[type[Fields], str] = {
 _WHOLE = tuple(msgspec.json.Decoder(kind) for kind in _PLURALS)
 """Never used: making them has msgspec look at every field of every kind now. It does so at the first use otherwise, and
 a thread that comes second while the first still looks gets a half-made description, and ends the process (SIGSEGV)."""
+_GENERIC: dict[type[Fields], type[GenericGlobalResource]] = {
+    kind: create_global_resource(GROUP, VERSION, kind.__name__, plural) for kind, plural in _PLURALS.items()
+}
+"""Lightkube's class of each kind, made at import: of two threads that make one at once it refuses the second."""
+_CSI_NODE = create_global_resource("storage.k8s.io", "v1", "CSINode", "csinodes")
+"""As it comes: lightkube's own class refuses the null that stands for no drivers until the first one registers."""
 _LEASE_PREFIX = "aoe-csi-storage-"
 _LEASE_LABEL = f"{GROUP}/storage-node"
 _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernetes.io/component": "node"}
@@ -93,7 +98,7 @@ class KubernetesStore:
     def get(self, kind: type[Resource], name: str) -> Resource:
         """Return a resource. Raises: NotFound, Unreachable."""
         with _translated(kind, name):
-            return _read(kind, self._client.get(_generic(kind), name))
+            return _read(kind, self._client.get(_GENERIC[kind], name))
 
     def find(self, kind: type[Resource], name: str) -> Resource | None:
         """Return a resource, None when it is not there. Raises: Unreachable."""
@@ -105,14 +110,14 @@ class KubernetesStore:
     def list(self, kind: type[Resource]) -> tuple[Resource, ...]:
         """Return all resources of a kind, ordered by name. Raises: Unreachable."""
         with _translated(kind, ""):
-            found = [_read(kind, one) for one in self._client.list(_generic(kind), chunk_size=500)]
+            found = [_read(kind, one) for one in self._client.list(_GENERIC[kind], chunk_size=500)]
         return tuple(sorted(found, key=lambda one: one.metadata.name))
 
     def revision(self) -> int:
         """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
         with _translated(AoENode, ""):
             # The shortest list that there is; each tells of it.
-            nodes = self._client.list(_generic(AoENode))
+            nodes = self._client.list(_GENERIC[AoENode])
             for _ in nodes:
                 pass
         return int(nodes.resourceVersion)
@@ -125,7 +130,7 @@ class KubernetesStore:
 
     def apply(self, kind: type[Resource], name: str, fields: Mapping[str, Any], *, holder: str) -> Resource:
         """Set what one holder answers for. Raises: NotFound, Invalid, Busy, Unreachable."""
-        generic = _generic(kind)
+        generic = _GENERIC[kind]
         uid = self.get(kind, name).metadata.uid
         # With its uid, since an apply would else make what is not there.
         wanted = _object(generic, {**_head(kind), "metadata": {"name": name, "uid": uid}, **fields})
@@ -143,14 +148,14 @@ class KubernetesStore:
     def update_status(self, resource: Resource) -> Resource:
         """Replace the status of what has not changed since. Raises: NotFound, Busy, Invalid, Unreachable."""
         kind, name = type(resource), resource.metadata.name
-        status = _object(_generic(kind).Status, dict(_write(resource)))
+        status = _object(_GENERIC[kind].Status, dict(_write(resource)))
         with _translated(kind, name):
             return _read(kind, self._client.replace(status, name))
 
     def delete(self, kind: type[Resource], name: str) -> None:
         """Ask for a resource's end. Raises: Unreachable."""
         with contextlib.suppress(NotFound), _translated(kind, name):
-            self._client.delete(_generic(kind), name)
+            self._client.delete(_GENERIC[kind], name)
 
     def is_definition_going(self, kind: type[Resource]) -> bool:
         """Say whether a kind's definition is being removed, or gone. Raises: Unreachable."""
@@ -244,13 +249,13 @@ class KubernetesRegistrations:
 
     def node_ids(self) -> Mapping[str, str]:
         """Return node → our driver's node id there. Raises: Unreachable."""
-        with _translated(CSINode, ""):
+        with _translated(_CSI_NODE, ""):
             return {
-                node.metadata.name: driver.nodeID
-                for node in self._client.list(CSINode, chunk_size=500)
+                node.metadata.name: driver["nodeID"]
+                for node in self._client.list(_CSI_NODE, chunk_size=500)
                 if node.metadata and node.metadata.name
-                for driver in node.spec.drivers or ()  # kubelet writes null before the first one registers.
-                if driver.name == GROUP
+                for driver in node["spec"]["drivers"] or ()
+                if driver["name"] == GROUP
             }
 
     def node_pods(self) -> Mapping[str, int]:
@@ -368,19 +373,27 @@ class _Changes:
 
     def _watch_for_ever(self) -> None:
         while not self._stopped.is_set():
-            with contextlib.suppress(ApiError, httpx2.HTTPError, OSError):
-                for event, resource in self._client.watch(_generic(self._kind), server_timeout=_WATCH_S):
-                    if self._stopped.is_set():
-                        break
-                    for inbox in self._waiting_for(resource["metadata"]["name"]):
-                        # One that is gone may have been made anew: whoever waits for it looks.
-                        inbox.put(None if event == "DELETED" else resource)
+            try:
+                self._watch()
+            except (ApiError, httpx2.HTTPError, OSError):
+                pass
+            except Exception:
+                # Without this thread everybody would wait for his next look, and no log would say why.
+                log.exception("a watch broke", extra={"kind": self._kind.__name__})
             with self._guard:
                 everybody = [inbox for waiting in self._inboxes.values() for inbox in waiting]
             for inbox in everybody:
                 inbox.put(None)
             self._stopped.wait(_AGAIN_S)
         self._client.close()
+
+    def _watch(self) -> None:
+        for event, resource in self._client.watch(_GENERIC[self._kind], server_timeout=_WATCH_S):
+            if self._stopped.is_set():
+                return
+            for inbox in self._waiting_for(resource["metadata"]["name"]):
+                # One that is gone may have been made anew: whoever waits for it looks.
+                inbox.put(None if event == "DELETED" else resource)
 
 
 def _connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
@@ -392,11 +405,6 @@ def _connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
         raise Invalid(
             f"no API server is known ({error}); run this in a cluster's pod, or name a kubeconfig with --kubeconfig"
         ) from error
-
-
-def _generic(kind: type[Fields]) -> type[GenericGlobalResource]:
-    generic: type[GenericGlobalResource] = create_global_resource(GROUP, VERSION, kind.__name__, _PLURALS[kind])
-    return generic
 
 
 def _object(generic: type[Generic], content: Mapping[str, Any]) -> Any:
@@ -425,7 +433,7 @@ def _newer(one: Resource, other: Resource) -> Resource:
 
 def _write(resource: Fields) -> GenericGlobalResource:
     kind = type(resource)
-    written: GenericGlobalResource = _object(_generic(kind), {**_head(kind), **msgspec.to_builtins(resource)})
+    written: GenericGlobalResource = _object(_GENERIC[kind], {**_head(kind), **msgspec.to_builtins(resource)})
     return written
 
 
@@ -446,5 +454,7 @@ def _translated(kind: type[object], name: str, *, taken: type[AoECsiError] = Bus
                 raise Invalid(f"{what}: {message}") from error
             case _:
                 raise Unreachable(f"{what}: the API server answered {code}: {message}") from error
+    except msgspec.MsgspecError as error:
+        raise Unreachable(f"{what}: the API server's answer cannot be read ({error})") from error
     except (httpx2.HTTPError, OSError) as error:
         raise Unreachable(f"{what}: the API server does not answer ({error}); is it up?") from error

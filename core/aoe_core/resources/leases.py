@@ -79,6 +79,9 @@ class LiveNodes:
                     tell(self.look())
                 except AoECsiError as error:
                     log.error("leases cannot be read", extra={"error": str(error)})
+                except Exception:
+                    # Else nobody would ever be found silent, or alive, by a process that seems well.
+                    log.exception("a look at the leases failed")
                 if self._went_back:
                     log.warning(WENT_BACK)
                     stop.set()

@@ -131,8 +131,13 @@ def place(
         node = _choose_by(looks, volume, live=live, source_node=_source_node(store, volume))
     except AoECsiError as error:
         return _say(store, volume, error, now_s)
+    return store.update(placed_on(volume, node))
+
+
+def placed_on(volume: AoEVolume, node: str) -> AoEVolume:
+    """Return a volume with the node that was chosen for it."""
     metadata = replace(volume.metadata, annotations={**volume.metadata.annotations, CHOSEN: node})
-    return store.update(replace(volume, metadata=metadata, spec=replace(volume.spec, node=node)))
+    return replace(volume, metadata=metadata, spec=replace(volume.spec, node=node))
 
 
 def _choose_by(looks: Iterable[Look], volume: AoEVolume, *, live: AbstractSet[str], source_node: str | None) -> str:
@@ -194,6 +199,12 @@ def is_ready(node: AoENode) -> bool:
     ready = conditions.find(node.status.conditions, "Ready")
     live = conditions.find(node.status.conditions, "Live")
     return ready is not None and ready.status == "True" and (live is None or live.status == "True")
+
+
+def live_names(nodes: Iterable[AoENode]) -> frozenset[str]:
+    """Return the nodes that the cluster role says are alive: for who does not watch their Leases himself."""
+    said = ((node.metadata.name, conditions.find(node.status.conditions, "Live")) for node in nodes)
+    return frozenset(name for name, live in said if live is not None and live.status == "True")
 
 
 def _largest(candidate: Candidate) -> str:

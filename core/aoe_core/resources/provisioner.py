@@ -1,10 +1,12 @@
 """A cluster as a Provisioner: writes what is wanted as resources, and waits until their storage node has done it.
 
-Owns: the wording of wishes, and the patience. Refuses: to decide about storage; that is the storage node's, and its
-answers come back as conditions. What is not done in time goes on, and the same call again finds it.
+Owns: the wording of wishes, a first choice of the node, and the patience. Refuses: to decide about storage; that is
+the storage node's, and its answers come back as conditions. What is not done in time goes on, and the same call again
+finds it.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection
 from typing import TypeVar
@@ -35,12 +37,10 @@ from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotSpec
 from aoe_core.resources.store import Answer, Store
 from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, Ticket
 
-PATIENCE_S = 50.0
-"""How long a call waits for the storage node; below the sidecars' --timeout, so that our sentence reaches the claim."""
-
-CAPACITY_AGE_S = 5.0
-"""How old the look may be by which `capacity` answers. The external-provisioner asks for each StorageClass after each
-volume it has made, and what storage nodes say of themselves is older."""
+NODES_AGE_S = 5.0
+"""How old the look at the storage nodes may be by which `pools`, `sans` and `capacity` answer, and a node is chosen.
+Each new volume asks several times, and the external-provisioner for each StorageClass after each volume; what storage
+nodes say of themselves is older."""
 
 Seen = TypeVar("Seen", AoEVolume, AoESnapshot)
 
@@ -52,20 +52,24 @@ _DECIDED = ("pool", "san", "durability", "wipe", "source")
 class ClusterProvisioner:
     """Volumes, snapshots and grants of a whole cluster."""
 
-    def __init__(self, store: Store, *, patience_s: float = PATIENCE_S, capacity_age_s: float = CAPACITY_AGE_S) -> None:
+    def __init__(self, store: Store, *, patience_s: float, nodes_age_s: float = NODES_AGE_S) -> None:
+        """`patience_s`: how long a call waits for the storage node."""
         self._store = store
         self._patience_s = patience_s
-        self._nodes_lately = RecentLook(self._nodes, age_s=capacity_age_s)
+        self._nodes_lately = RecentLook(self._look_at_nodes, age_s=nodes_age_s)
+        self._guard = threading.Lock()
+        self._promised: dict[str, AoEVolume] = {}
+        """Volumes that calls of this process wait for, on the nodes that were chosen for them."""
 
     # --- what there is ------------------------------------------------------------------------------------------
 
     def pools(self) -> tuple[PoolName, ...]:
-        """Return the pools that any storage node offers."""
-        return tuple(sorted({PoolName(pool.name) for node in self._nodes() for pool in node.spec.pools}))
+        """Return the pools that any storage node offers, as somebody saw it lately."""
+        return tuple(sorted({PoolName(pool.name) for node in self._nodes_lately.take() for pool in node.spec.pools}))
 
     def sans(self) -> tuple[SanName, ...]:
-        """Return the SANs that any storage node is on."""
-        return tuple(sorted({SanName(san.name) for node in self._nodes() for san in node.spec.sans}))
+        """Return the SANs that any storage node is on, as somebody saw it lately."""
+        return tuple(sorted({SanName(san.name) for node in self._nodes_lately.take() for san in node.spec.sans}))
 
     def has_snapshots(self) -> bool:
         """Say yes: a sidecar asks once, when it starts, and a thin pool may come any day. A thick pool's volume says
@@ -113,9 +117,11 @@ class ClusterProvisioner:
 
         def wish() -> AoEVolume:
             wanted = conversion.wanted_of(spec)
+            fresh = AoEVolume(metadata=ObjectMeta(name=spec.volume_id), spec=wanted)
             try:
-                volume = self._store.create(AoEVolume(metadata=ObjectMeta(name=spec.volume_id), spec=wanted))
+                volume = self._store.create(self._place(fresh))
             except Conflict:
+                self._forget_promise(spec.volume_id)
                 volume = self._store.get(AoEVolume, spec.volume_id)
                 _require_not_going(volume)
                 _require_same(volume, wanted)
@@ -127,10 +133,36 @@ class ClusterProvisioner:
                 raise Busy(f"volume {spec.volume_id} was deleted while it was being made; ask again")
             if _is_given_out(seen):
                 return conversion.volume_of(seen)
-            self._raise_refusal(seen, take_back=True)
+            self._raise_refusal(seen, "Placed", "Ready", since=seen.metadata.generation, take_back=True)
             return None
 
-        return self._await(AoEVolume, spec.volume_id, made, _how_far, first=wish)
+        try:
+            return self._await(AoEVolume, spec.volume_id, made, _how_far, first=wish)
+        finally:
+            self._forget_promise(spec.volume_id)
+
+    def _place(self, volume: AoEVolume) -> AoEVolume:
+        """Choose the storage node along with the wish, where what was seen lately is enough for it.
+
+        It saves the cluster role a step for each volume. Where there is no choice, it looks anew and says why; and it
+        chooses again when the node that was chosen here falls silent before it has taken the volume on.
+        """
+        if volume.spec.source is not None:
+            # It goes where its source is.
+            return volume
+        nodes = self._nodes_lately.take()
+        with self._guard:
+            others, live = self._promised.values(), placement.live_names(nodes)
+            try:
+                node = placement.choose(volume, nodes, others, live=live, source_node=None)
+            except AoECsiError:
+                return volume
+            placed = self._promised[volume.metadata.name] = placement.placed_on(volume, node)
+        return placed
+
+    def _forget_promise(self, name: str) -> None:
+        with self._guard:
+            self._promised.pop(name, None)
 
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Ask for a volume's end and wait until its name is free."""
@@ -145,7 +177,7 @@ class ClusterProvisioner:
         def gone(seen: AoEVolume | None) -> bool | None:
             if seen is None or seen.metadata.uid != uid:
                 return True
-            self._raise_refusal(seen, take_back=False, of="Deleted")
+            self._raise_refusal(seen, "Deleted")
             return None
 
         self._await(AoEVolume, volume_id, gone, lambda _: f"volume {volume_id} is being deleted")
@@ -168,7 +200,7 @@ class ClusterProvisioner:
             if seen.status.size and parse_quantity(seen.status.size) >= wanted_bytes:
                 return conversion.volume_of(seen)
             try:
-                self._raise_refusal(seen, take_back=False, of="Expanded", since=generation)
+                self._raise_refusal(seen, "Expanded", since=generation)
             except AoECsiError:
                 # Else it would grow unasked once there is room, and could never be asked for less.
                 with contextlib.suppress(AoECsiError):
@@ -249,7 +281,7 @@ class ClusterProvisioner:
             held = any(grant.node == node or node is None for grant in seen.status.grants)
             if not held and seen.status.observed_generation >= generation:
                 return True
-            self._raise_refusal(seen, take_back=False, of="Revoked", since=generation)
+            self._raise_refusal(seen, "Revoked", since=generation)
             return None
 
         self._await(AoEVolume, volume_id, revoked, lambda _: f"volume {volume_id} is being taken back")
@@ -322,7 +354,7 @@ class ClusterProvisioner:
 
     # --- what several of them need ------------------------------------------------------------------------------
 
-    def _nodes(self) -> tuple[AoENode, ...]:
+    def _look_at_nodes(self) -> tuple[AoENode, ...]:
         return tuple(node for node in self._store.list(AoENode) if not node.spec.decommissioned)
 
     def _ready_volume(self, volume_id: VolumeId) -> AoEVolume:
@@ -335,8 +367,9 @@ class ClusterProvisioner:
             raise NotFound(f"volume {volume_id} is not made yet; wait until it is Ready")
         return volume
 
-    def _raise_refusal(self, volume: AoEVolume, *, take_back: bool, of: str = "Ready", since: int = 0) -> None:
-        for type_ in ("Placed", of):
+    def _raise_refusal(self, volume: AoEVolume, *types: str, since: int = 0, take_back: bool = False) -> None:
+        """Raise what a condition refuses, unless it was said before generation `since`, or may pass."""
+        for type_ in types:
             condition = conditions.find(volume.status.conditions, type_)
             if condition is None or condition.status != "False" or condition.observed_generation < since:
                 continue
@@ -416,7 +449,8 @@ def _how_far(volume: AoEVolume) -> str:
         return f"volume {name}: {progress.work}, {progress.percent} % done"
     for type_ in ("Placed", "Ready"):
         said = conditions.find(volume.status.conditions, type_)
-        if said is not None and said.status == "False":
+        # What was said of a former spec is over: a node may have been chosen since.
+        if said is not None and said.status == "False" and said.observed_generation >= volume.metadata.generation:
             return said.message
     where = f"storage node {volume.spec.node}" if volume.spec.node else "no storage node yet"
     return f"volume {name} is being made on {where}"

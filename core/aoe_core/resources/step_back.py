@@ -47,4 +47,7 @@ class StepBack:
                 self.look()
             except AoECsiError as error:
                 log.warning("the API server's revision is not known", extra={"error": str(error)})
+            except Exception:
+                # Without this thread a step back would go unnoticed.
+                log.exception("a look at the API server's revision failed")
             self._end.wait(self._every_s)

@@ -38,6 +38,7 @@ from aoe_core.host.runner import HostRunner
 from aoe_core.host.wire import RawSegments
 from aoe_core.model import (
     MAX_MASK_MACS,
+    NO_CAPACITY,
     AccessMode,
     Address,
     Attachment,
@@ -74,7 +75,7 @@ from aoe_core.volumes.actions import (
 )
 from aoe_core.volumes.apply import apply
 from aoe_core.volumes.host import StorageHost
-from aoe_core.volumes.inspection import Inspection, inspect
+from aoe_core.volumes.inspection import Inspection, inspect, ready_with_grants
 from aoe_core.volumes.jobs import JobBoard, Work
 
 log = logging.getLogger(__name__)
@@ -125,18 +126,16 @@ class Engine:
     def capacity(self, pool: PoolName | None, sans: Collection[SanName] | None) -> Capacity:
         """Return what one pool or all can still give out; a pool that cannot be used gives nothing."""
         if sans is not None and not any(self._settings.san_named(san) for san in sans):
-            return Capacity(available_bytes=0, maximum_volume_bytes=0)
+            return NO_CAPACITY
         report = self._host.lvm.report()
         parts = [
-            pools.capacity(pools.view(one, report))
+            pools.capacity_of(one, report, limit_bytes=self._settings.max_volume_bytes)
             for one in self._settings.pool
-            if pool in (None, one.name) and pools.find_problem(one, report) is None
+            if pool in (None, one.name)
         ]
         return Capacity(
             available_bytes=sum(part.available_bytes for part in parts),
-            maximum_volume_bytes=min(
-                max((part.maximum_volume_bytes for part in parts), default=0), self._settings.max_volume_bytes
-            ),
+            maximum_volume_bytes=max((part.maximum_volume_bytes for part in parts), default=0),
         )
 
     def get_volume(self, volume_id: VolumeId) -> VolumeStatus:
@@ -155,15 +154,8 @@ class Engine:
     def list_volumes(self) -> tuple[VolumeStatus, ...]:
         """Return every ready volume with its grants, ordered by id; one LVM call."""
         report = self._host.lvm.report()
-        by_volume: dict[VolumeId, list[ExportFile]] = {}
-        for file in self._host.export_files.all():
-            if file.state is not ExportState.RESTING:
-                by_volume.setdefault(file.volume_id, []).append(file)
-        return tuple(
-            VolumeStatus(volume=volume, grants=tuple(file.grant for file in by_volume.get(volume.volume_id, ())))
-            for volume, _ in sorted(self._volumes(report), key=lambda pair: pair[0].volume_id)
-            if volume.state is VolumeState.READY
-        )
+        volumes = (volume for volume, _ in self._volumes(report))
+        return ready_with_grants(volumes, self._host.export_files.all())
 
     def get_snapshot(self, snapshot_id: SnapshotId) -> Snapshot:
         """Return a snapshot."""
@@ -184,7 +176,7 @@ class Engine:
         return self._jobs.progress()
 
     def inspect(self) -> Inspection:
-        """Return everything of ours on this machine, with what nobody wants any more."""
+        """Return everything of ours on this machine, with what nobody wants any more; one LVM call."""
         return inspect(
             self._settings,
             self._host.lvm.report(),

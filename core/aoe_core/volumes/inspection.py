@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from aoe_core.host.contracts import ExportUnit, LvmReport
 from aoe_core.host.exports import ExportFile, ExportState
-from aoe_core.model import Address, PoolName, Snapshot, Volume, VolumeState
+from aoe_core.model import Address, Capacity, PoolName, Snapshot, Volume, VolumeId, VolumeState, VolumeStatus
 from aoe_core.settings import Settings
-from aoe_core.volumes import tags
+from aoe_core.volumes import pools, tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,24 +28,44 @@ class Inspection:
     """One storage node at one moment."""
 
     volumes: tuple[Volume, ...]
+    """Ready or not, with what is being deleted."""
     snapshots: tuple[Snapshot, ...]
+    capacities: Mapping[PoolName, Capacity]
+    """What each configured pool can still give out; one that cannot be used gives nothing."""
     exports: tuple[ExportFile, ...]
     units: Mapping[Address, ExportUnit]
     orphans: tuple[Orphan, ...]
+
+    def ready(self) -> tuple[VolumeStatus, ...]:
+        """Return every ready volume with its grants, ordered by id."""
+        return ready_with_grants(self.volumes, self.exports)
+
+
+def ready_with_grants(volumes: Iterable[Volume], exports: Iterable[ExportFile]) -> tuple[VolumeStatus, ...]:
+    """Return the ready ones among volumes, each with its grants in force or half revoked, ordered by id."""
+    by_volume: dict[VolumeId, list[ExportFile]] = {}
+    for file in exports:
+        if file.state is not ExportState.RESTING:
+            by_volume.setdefault(file.volume_id, []).append(file)
+    return tuple(
+        VolumeStatus(volume=volume, grants=tuple(file.grant for file in by_volume.get(volume.volume_id, ())))
+        for volume in sorted(volumes, key=lambda one: one.volume_id)
+        if volume.state is VolumeState.READY
+    )
 
 
 def inspect(
     settings: Settings, report: LvmReport, exports: tuple[ExportFile, ...], units: Mapping[Address, ExportUnit]
 ) -> Inspection:
     """Return everything of ours on this machine."""
-    pools = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in settings.pool}
+    by_place = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in settings.pool}
     volumes: list[Volume] = []
     snapshots: list[Snapshot] = []
     orphans: list[Orphan] = []
     for lv in report.volumes:
         if not tags.is_ours(lv):
             continue
-        pool = pools.get((lv.vg, lv.thin_pool))
+        pool = by_place.get((lv.vg, lv.thin_pool))
         volume = tags.read_volume(lv, pool) if pool else None
         snapshot = tags.read_snapshot(lv, pool) if pool else None
         where = f"{lv.vg}/{lv.name}"
@@ -59,7 +79,15 @@ def inspect(
             orphans.append(Orphan(kind="logical volume", name=where, fact=_UNREADABLE))
     orphans.extend(_export_orphans(volumes, exports, units))
     return Inspection(
-        volumes=tuple(volumes), snapshots=tuple(snapshots), exports=exports, units=units, orphans=tuple(orphans)
+        volumes=tuple(volumes),
+        snapshots=tuple(snapshots),
+        capacities={
+            PoolName(pool.name): pools.capacity_of(pool, report, limit_bytes=settings.max_volume_bytes)
+            for pool in settings.pool
+        },
+        exports=exports,
+        units=units,
+        orphans=tuple(orphans),
     )
 
 

@@ -1,11 +1,11 @@
 """Pools: what the configuration names, seen in LVM's report. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aoe_core import settings
 from aoe_core.errors import NoSpace, Unreachable
 from aoe_core.host.contracts import LogicalVolume, LvKind, LvmReport, VolumeGroup
-from aoe_core.model import Capacity, PoolName
+from aoe_core.model import NO_CAPACITY, Capacity, PoolName
 from aoe_core.units import format_bytes, round_up
 
 
@@ -106,6 +106,15 @@ def capacity(pool: PoolView) -> Capacity:
         free_bytes = int(pool.thin.size_bytes * pool.pool.overprovision) - promised_bytes - pool.pool.spare_bytes
     free_bytes = max(0, free_bytes) // pool.group.extent_bytes * pool.group.extent_bytes
     return Capacity(available_bytes=free_bytes, maximum_volume_bytes=free_bytes)
+
+
+def capacity_of(pool: settings.Pool, report: LvmReport, *, limit_bytes: int) -> Capacity:
+    """Return the same of a configured pool, which may be one that cannot be used: that gives nothing."""
+    try:
+        free = capacity(view(pool, report))
+    except Unreachable:
+        return NO_CAPACITY
+    return replace(free, maximum_volume_bytes=min(free.maximum_volume_bytes, limit_bytes))
 
 
 def thin_limit_reached(pool: PoolView) -> str | None:

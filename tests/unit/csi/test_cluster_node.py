@@ -1,7 +1,11 @@
 """The node server in a cluster: registration with kubelet, health, and what a machine that lacks something says."""
 
+import logging
 import signal
+import socket
+import struct
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -156,3 +160,24 @@ def test_a_taken_port_is_refused_by_number() -> None:
         pytest.raises(Invalid, match=f"127.0.0.1:{first.port} cannot be served"),
     ):
         Health(("127.0.0.1", first.port), alive=well, ready=well)
+
+
+def test_a_probe_that_hangs_up_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        asked.set()
+        answer.wait(30)
+
+    with caplog.at_level(logging.INFO), Health(("127.0.0.1", 0), alive=slow, ready=slow) as health:
+        with socket.create_connection(("127.0.0.1", health.port)) as probe:
+            # So that to close it sends a reset, and the answer finds nobody.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            probe.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert asked.wait(30)
+        answer.set()
+        deadline = time.monotonic() + 30
+        while "whoever asked did not wait for the answer" not in caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "whoever asked did not wait for the answer" in caplog.messages
+    assert not [record for record in caplog.records if record.exc_info]

@@ -99,6 +99,8 @@ def test_each_call_is_one_line_with_its_facts(plugin: Plugin, caplog: pytest.Log
         plugin.volume()
         with refused(StatusCode.NOT_FOUND):
             plugin.controller.ControllerGetVolume(csi.ControllerGetVolumeRequest(volume_id="absent"))
+        # Asked after every volume, for every class: no news.
+        plugin.controller.GetCapacity(csi.GetCapacityRequest())
     calls = [logs.facts_of(record) for record in caplog.records if record.getMessage() == "call"]
     assert [(one["method"], one["code"]) for one in calls] == [
         ("/csi.v1.Controller/CreateVolume", "OK"),

@@ -1,10 +1,13 @@
 """SharedLook: one look serves all who asked before it began, and nobody who asked later."""
 
 import threading
+from collections.abc import Sequence
 
 import pytest
+from tests.callers import await_gathered
 
 from aoe_core.errors import CommandFailed
+from aoe_core.host.batches import Batches
 from aoe_core.host.looks import SharedLook
 
 
@@ -58,6 +61,28 @@ def test_whoever_asks_during_a_look_shares_the_next_one() -> None:
     assert slow.most_at_once == 1
 
 
+def test_whoever_asks_while_a_look_is_held_back_shares_it() -> None:
+    slow = Slow()
+    held, may_begin = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        assert may_begin.wait(30)
+
+    shared = SharedLook(slow, hold=hold)
+    answers: list[int] = []
+    threads = [asking(shared, answers)]
+    assert held.wait(30)
+    assert slow.begun == 0
+    threads += [asking(shared, answers) for _ in range(5)]
+    await_gathered(shared._batches, 6)  # noqa: SLF001 - nothing tells of it from outside.
+    slow.may_end.release()
+    may_begin.set()
+    for thread in threads:
+        thread.join(30)
+    assert answers == [1] * 6
+
+
 def test_callers_one_after_the_other_get_a_look_each() -> None:
     slow = Slow()
     shared = SharedLook(slow)
@@ -78,3 +103,25 @@ def test_a_failed_look_fails_for_its_callers_and_no_others() -> None:
     with pytest.raises(CommandFailed):
         shared.take()
     assert shared.take() == "seen"
+
+
+def test_a_batch_lingers_for_those_who_come_with_its_first() -> None:
+    carried: list[tuple[int, ...]] = []
+    others = [threading.Thread(target=lambda number=number: batches.ask(number)) for number in (2, 3)]
+
+    def carry_out(wishes: Sequence[int]) -> Sequence[int]:
+        carried.append(tuple(wishes))
+        return wishes
+
+    def linger_s() -> float:
+        # The first has its turn; the others come before it begins.
+        for number, other in enumerate(others, start=2):
+            other.start()
+            await_gathered(batches, number)
+        return 0.001
+
+    batches = Batches(carry_out, linger_s=linger_s)
+    assert batches.ask(1) == 1
+    for other in others:
+        other.join(30)
+    assert carried == [(1, 2, 3)]

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.callers import await_gathered, outcome
 
-from aoe_core.errors import AoECsiError, Busy, CommandFailed, Unfinished
+from aoe_core.errors import Busy, CommandFailed, Unfinished
 from aoe_core.host.contracts import Finished
 from aoe_core.host.lvm import HostLvm
 
@@ -23,14 +25,18 @@ class Commands:
     def __init__(self, tmp_path: Path, begins: threading.Barrier | None = None) -> None:
         self.units: list[str] = []
         self.scripts: list[str] = []
+        self.reports = 0
         self.most: dict[str, int] = {}
         self._running: dict[str, int] = {}
         self._guard = threading.Lock()
         self._begins = begins
         self.held: threading.Event | None = None
         self._programs = tmp_path
-        for program in ("lvremove", "lvextend"):
-            self.program(program, "exit 0")
+        self.program("lvextend", "exit 0")
+        self.program("lvremove", """echo "  Logical volume \\"${2#*/}\\" successfully removed" """)
+        # LVM's shell.
+        self.program("lvm", "while read -r command; do $command; done")
+        self.program("systemid", 'echo "  system ID: here"')
 
     def program(self, name: str, text: str) -> None:
         """Say what a command does."""
@@ -45,6 +51,9 @@ class Commands:
         timeout_s: float,
         stdin: bytes | None = None,  # noqa: ARG002
     ) -> Finished:
+        if argv[0] == "lvm":
+            self.reports += argv[1] == "fullreport"
+            return Finished(argv=tuple(argv), code=0, stdout='{"report": []}', stderr="", seconds=0)
         (unit,) = (word.removeprefix("--unit=") for word in argv if word.startswith("--unit="))
         command = argv[argv.index("--") + 1 :]
         for key in (unit, "all"):
@@ -86,6 +95,26 @@ def test_another_volume_group_is_not_waited_for(tmp_path: Path) -> None:
     assert len(set(commands.units)) == commands.most["all"] == 2
 
 
+def test_a_report_waits_for_the_change_under_way_and_is_shared(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
+    commands.held = threading.Event()
+    lvm = HostLvm(commands, waits_for_others=False)
+    change = threading.Thread(target=lvm.remove, args=("data", "v-a"))
+    change.start()
+    while not commands.scripts:
+        time.sleep(0.01)
+    lookers = [threading.Thread(target=lvm.report) for _ in range(5)]
+    for looker in lookers:
+        looker.start()
+    # Nothing tells from outside that a thread waits: one that comes late looks once more.
+    time.sleep(0.5)
+    assert commands.reports == 0
+    commands.held.set()
+    for thread in (change, *lookers):
+        thread.join(30)
+    assert 1 <= commands.reports < 5
+
+
 def test_those_who_wait_are_done_together_and_told_apart(tmp_path: Path) -> None:
     commands = Commands(tmp_path)
     commands.program("lvremove", 'echo "  Logical volume $2 in use." >&2; exit 5')
@@ -95,14 +124,10 @@ def test_those_who_wait_are_done_together_and_told_apart(tmp_path: Path) -> None
     outcomes: dict[str, str] = {}
 
     def ask(name: str) -> None:
-        try:
-            if name.endswith("open"):
-                lvm.remove("data", name)
-            else:
-                lvm.extend("data", name, 1 << 20)
-            outcomes[name] = "done"
-        except AoECsiError as error:
-            outcomes[name] = type(error).__name__
+        change = (
+            partial(lvm.remove, "data", name) if name.endswith("open") else partial(lvm.extend, "data", name, 1 << 20)
+        )
+        outcomes[name] = outcome(change)
 
     names = ["v-first", *(f"v-{number}" for number in range(9)), "v-open", "v-gone", "v-'; exit 3; '"]
     threads = [threading.Thread(target=ask, args=(name,)) for name in names]
@@ -122,6 +147,41 @@ def test_those_who_wait_are_done_together_and_told_apart(tmp_path: Path) -> None
     assert sum(sizes) == len(names)
     assert max(sizes) == 8
     assert len(sizes) < 6
+
+
+def test_removals_that_wait_share_a_process_and_are_told_apart(tmp_path: Path) -> None:
+    """Also where LVM dies half-way: what it did not come to is unfinished, and what it did is done."""
+    commands = Commands(tmp_path)
+    commands.program(
+        "lvremove",
+        """case $2 in
+        */v-open) echo "  Logical volume $2 in use.";;
+        */v-deadly) kill -9 $PPID;;
+        *) echo "  Logical volume \\"${2#*/}\\" successfully removed";;
+        esac""",
+    )
+    commands.held = threading.Event()
+    lvm = HostLvm(commands)
+    outcomes: dict[str, str] = {}
+
+    def ask(name: str) -> None:
+        outcomes[name] = outcome(partial(lvm.remove, "data", name))
+
+    names = ("v-0", "v-1", "v-open", "v-2", "v-deadly", "v-3")
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+    threads[0].start()
+    while not commands.scripts:
+        time.sleep(0.01)
+    for number, thread in enumerate(threads[1:], start=1):
+        thread.start()
+        await_gathered(lvm._batches["data"], number)  # noqa: SLF001 - nothing tells of it from outside.
+    commands.held.set()
+    for thread in threads:
+        thread.join(30)
+    assert outcomes == {
+        "v-0": "done", "v-1": "done", "v-open": "InUse", "v-2": "done", "v-deadly": "Unfinished", "v-3": "Unfinished",
+    }  # fmt: skip
+    assert [script.split()[0] for script in commands.scripts] == ["lvremove", "lvm"]
 
 
 def test_a_change_that_never_says_how_it_ended_is_unfinished_and_those_before_it_are_done(tmp_path: Path) -> None:

@@ -14,9 +14,13 @@ def told(before: Condition | None, after: Condition) -> list[tuple[str, bool]]:
 
 
 def test_a_change_of_status_is_told() -> None:
-    assert told(None, condition("True", "Done")) == [("Ready", False)]
+    assert told(None, condition("False", "NoSpace", "full")) == [("NoSpace", True)]
     assert told(condition("True", "Done"), condition("False", "NoSpace", "full")) == [("NoSpace", True)]
     assert told(condition("False", "NoSpace", "full"), condition("True", "Done")) == [("Ready", False)]
+
+
+def test_what_every_resource_comes_to_is_told_when_it_comes_back_alone() -> None:
+    assert told(None, condition("True", "Done")) == []
 
 
 def test_another_reason_or_sentence_is_told_and_the_same_is_not() -> None:

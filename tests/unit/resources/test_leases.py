@@ -90,6 +90,19 @@ def test_an_api_server_that_went_back_in_time_ends_the_watch() -> None:
     assert stop.is_set()
 
 
+def test_a_bug_in_one_look_does_not_end_the_watch() -> None:
+    stop = threading.Event()
+    calls = itertools.count()
+
+    def tell(_: Liveness) -> None:
+        if next(calls) == 0:
+            raise TypeError("a bug")
+        stop.set()
+
+    LiveNodes(Leases()).watch(stop, tell, every_s=0.01).join(timeout=30)
+    assert stop.is_set()
+
+
 def test_an_absence_of_the_api_server_is_nobody_s_silence() -> None:
     leases = Leases()
     leases.renew_lease("a")
