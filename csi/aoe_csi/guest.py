@@ -10,12 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from aoe_core.attach.attacher import Attacher
-from aoe_core.errors import Invalid, OutOfRange, Unreachable
+from aoe_core.errors import InUse, Invalid, OutOfRange, Unreachable
 from aoe_core.guests.disk_state import DiskState
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
 from aoe_core.guests.records import Bus, Origin
-from aoe_core.model import AccessMode
+from aoe_core.model import AccessMode, NodeName, VolumeId
 from aoe_core.settings import Settings
 from aoe_core.units import format_bytes, parse_bytes
 from aoe_csi import requests
@@ -49,20 +49,42 @@ def open_here(settings: Settings) -> Here:
 def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
     """Publish a volume to this machine and attach it. Returns, as every act, whether nothing needs attention."""
     volume_id = requests.get_volume_id(options.volume)
-    mode = AccessMode.SINGLE_NODE_READER_ONLY if options.read_only else AccessMode.SINGLE_NODE_WRITER
+    mode = _mode(read_only=options.read_only, shared=options.shared)
     bus = Bus(options.bus)
     with closing(StorageMachine(options.controller)) as storage:
         origin = storage.origin()
         here.disks.require_admissible(options.domain, volume_id, mode, bus, origin=origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
+        if mode.writes and mode.many_nodes and not here.disks.has(options.domain, volume_id):
+            _require_alone(storage, volume_id, here.settings.node_name)
     record = here.disks.attach(options.domain, attachment, mode=mode, bus=bus, origin=origin, tell=say)
     say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
+    return True
+
+
+def prepare(options: argparse.Namespace, here: Here, say: Say) -> bool:
+    """Publish a volume to this machine, and have its device and its link ready for a domain that is to come by live
+    migration."""
+    volume_id = requests.get_volume_id(options.volume)
+    mode = _mode(read_only=options.read_only, shared=True)
+    with closing(StorageMachine(options.controller)) as storage:
+        origin = storage.origin()
+        here.disks.require_origin(volume_id, origin)
+        attachment = storage.publish(volume_id, here.attacher.identity(), mode)
+    here.disks.prepare(options.uuid, options.domain, attachment, mode=mode, bus=Bus(options.bus), origin=origin)
+    say(f"volume {volume_id} is ready here for domain {options.domain}; once that has come, attach it here and detach "
+        "it there")  # fmt: skip
     return True
 
 
 def detach(options: argparse.Namespace, here: Here, say: Say) -> bool:
     """Detach a volume and give its grant back. The first half needs no storage machine."""
     volume_id = requests.get_volume_id(options.volume)
+    if options.orphan:
+        here.disks.require_orphan(volume_id)
+        here.disks.detach(options.domain, volume_id, wait_s=options.wait, tell=say)
+        say(f"volume {volume_id} is detached from domain {options.domain}; the cluster knows nothing of it")
+        return True
     with closing(StorageMachine(options.controller)) as storage:
 
         def give_back() -> None:
@@ -110,8 +132,28 @@ def ready(options: argparse.Namespace, here: Here, say: Say) -> bool:
     return not any(one.problem for one in outcomes)
 
 
+def _require_alone(storage: StorageMachine, volume_id: VolumeId, node: NodeName) -> None:
+    """Check that no other host has a shared volume, and give ours back if one has: two hosts have it while one guest
+    moves, never for two guests. Looked at after publishing, so that of two who come at once none is missed. Raises:
+    InUse."""
+    others = sorted(storage.holders(volume_id) - {node})
+    if others:
+        storage.unpublish(volume_id, node)
+        raise InUse(
+            f"volume {volume_id} is published to {', '.join(others)}; two guests never write to one volume. To move "
+            "its guest here, prepare the volume here, then migrate the guest; else detach it there first"
+        )
+
+
+def _mode(*, read_only: bool, shared: bool) -> AccessMode:
+    if shared:
+        return AccessMode.MULTI_NODE_READER_ONLY if read_only else AccessMode.MULTI_NODE_MULTI_WRITER
+    return AccessMode.SINGLE_NODE_READER_ONLY if read_only else AccessMode.SINGLE_NODE_WRITER
+
+
 ACTS: Mapping[str, Callable[[argparse.Namespace, Here, Say], bool]] = {
     "attach": attach,
+    "prepare": prepare,
     "detach": detach,
     "resize": resize,
     "list": show,

@@ -87,6 +87,14 @@ class StorageMachine:
             reply = self._controller.ControllerPublishVolume(request, timeout=CALL_S)
         return requests.parse_attachment(dict(reply.publish_context), volume_id)
 
+    def holders(self, volume_id: VolumeId) -> frozenset[NodeName]:
+        """Return the nodes that a volume is published on. Raises: what the controller answers."""
+        with self._asking():
+            reply = self._controller.ControllerGetVolume(
+                csi.ControllerGetVolumeRequest(volume_id=volume_id), timeout=CALL_S
+            )
+        return frozenset(NodeIdentity.parse(one).name for one in reply.status.published_node_ids)
+
     def unpublish(self, volume_id: VolumeId, node: NodeName) -> None:
         """Take a volume away from a node. By its name alone: a node whose card is gone must not keep a grant."""
         request = csi.ControllerUnpublishVolumeRequest(volume_id=volume_id, node_id=node)

@@ -59,6 +59,9 @@ class Guests(Protocol):
     def stop(self, uuid: str) -> None:
         """End a guest at once."""
 
+    def start_with_host(self, uuid: str) -> None:
+        """Have a guest start whenever its host does."""
+
     def daemon_away(self) -> AbstractContextManager[None]:
         """Have the hypervisor's daemon answer nobody; guests run on."""
 

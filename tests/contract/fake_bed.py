@@ -71,6 +71,9 @@ class FakeGuests:
     def stop(self, uuid: str) -> None:
         self._state.stop(self._guest(uuid))
 
+    def start_with_host(self, uuid: str) -> None:
+        self._guest(uuid).autostart = True
+
     @contextmanager
     def daemon_away(self) -> Iterator[None]:
         self._state.answers = False

@@ -121,6 +121,9 @@ class RealGuests:
     def stop(self, uuid: str) -> None:
         _run("virsh", "destroy", uuid)
 
+    def start_with_host(self, uuid: str) -> None:
+        _run("virsh", "autostart", uuid)
+
     @contextmanager
     def daemon_away(self) -> Iterator[None]:
         _run("systemctl", "stop", *self._DAEMON)
@@ -131,7 +134,7 @@ class RealGuests:
 
     def clear(self) -> None:
         """Take every disk from everybody; a guest that does not let go is ended."""
-        for name in ("transient", "without-slots"):
+        for name in ("transient", "without-slots", "shut-off"):
             _run("virsh", "destroy", name, check=False)
         for name in ("shut-off", "without-slots"):
             _run("virsh", "undefine", name, check=False)

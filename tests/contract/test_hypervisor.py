@@ -255,6 +255,38 @@ def test_a_guest_that_ends_holds_nothing_and_keeps_its_configuration(
         bed.hypervisor.ask_to_detach(uuid, disk.alias)
 
 
+# --- starting ---
+
+
+def test_a_guest_starts_with_its_configuration_and_once(bed: Bed, guests: Guests, disk: DomainDisk) -> None:
+    uuid = guests.shut_off()
+    bed.hypervisor.attach_config(uuid, disk)
+    bed.hypervisor.start(uuid)
+    assert (looked(bed, uuid).running, ours(looked(bed, uuid).live)) == (True, [disk])
+    assert openers(bed) > 0
+    with pytest.raises(InUse):
+        bed.hypervisor.start(uuid)
+
+
+def test_a_guest_whose_disk_has_no_device_does_not_start_until_it_has_one(bed: Bed, guests: Guests) -> None:
+    uuid, disk = guests.shut_off(), made(bed, "late")
+    bed.links.put("late", f"/dev/{bed.vg}/v-gone")
+    bed.hypervisor.attach_config(uuid, disk)
+    with pytest.raises(CommandFailed):
+        bed.hypervisor.start(uuid)
+    assert not looked(bed, uuid).running
+    bed.links.put("late", f"/dev/{bed.vg}/v-late")
+    bed.hypervisor.start(uuid)
+    assert ours(looked(bed, uuid).live) == [disk]
+
+
+def test_who_starts_with_the_host_is_known(bed: Bed, guests: Guests) -> None:
+    uuid = guests.shut_off()
+    assert not looked(bed, uuid).autostart
+    guests.start_with_host(uuid)
+    assert looked(bed, uuid).autostart
+
+
 # --- growing ---
 
 

@@ -100,7 +100,7 @@ def guest(running: Guest, host: Machine, volume: Callable[[], Workload]) -> Iter
 
 def command(host: Machine, act: str, *words: str, check: bool = True, timeout_s: float = 400) -> Finished:
     """Run `aoe-csi guest` on the hypervisor."""
-    more = ["--controller", f"unix://{STORAGE_SOCKET}"] if act in ("attach", "detach", "resize") else []
+    more = ["--controller", f"unix://{STORAGE_SOCKET}"] if act in ("attach", "prepare", "detach", "resize") else []
     return host.run(["aoe-csi", "guest", act, *words, *more], check=check, timeout_s=timeout_s)
 
 
@@ -205,7 +205,7 @@ def test_five_rounds_leak_nothing(
         command(host, "detach", guest.name, one.volume_id)
         assert_nothing_left(cluster, host, guest, one)
     # The node server's rounds take locks as well.
-    _await(lambda: host.run("ls /run/aoe-csi/locks").stdout == "", timeout_s=SETTLED_S)
+    await_(lambda: host.run("ls /run/aoe-csi/locks").stdout == "", timeout_s=SETTLED_S)
     evidence("5 rounds of attach and detach: no device, grant, record, link, XML or lock left")
 
 
@@ -234,7 +234,7 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     command(host, "attach", guest.name, one.volume_id)
     disk = get_seen(guest, serial_of(one))
     guest.start_writer(disk.name, "cut")
-    _await(lambda: guest.acknowledged() >= 10)
+    await_(lambda: guest.acknowledged() >= 10)
     storage.machine.power_cut()
     time.sleep(5)
     before = guest.acknowledged()
@@ -243,7 +243,7 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     storage.machine.boot()
     storage.machine.wait_ready()
     storage.connect()
-    _await(lambda: guest.acknowledged() >= before + 10)
+    await_(lambda: guest.acknowledged() >= before + 10)
     assert guest.state() == "running"
     last = guest.stop_writer()
     assert guest.wrong(disk.name, "cut", last) == 0
@@ -251,10 +251,10 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     evidence(f"storage power cut under a guest's writes: {last + 1} acknowledged blocks, none lost, no I/O error")
 
 
-def _await(holds: Callable[[], bool], timeout_s: float = 300.0) -> None:
+def await_(holds: Callable[[], bool], what: str = "", timeout_s: float = 300.0) -> None:
     until = time.monotonic() + timeout_s
     while not holds():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, what
         time.sleep(1)
 
 

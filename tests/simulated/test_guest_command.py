@@ -25,6 +25,7 @@ from aoe_core.errors import (
 from aoe_core.fakes.hypervisor import Unplug
 from aoe_core.fakes.links import LINKS
 from aoe_core.fakes.world import Step
+from aoe_core.guests.records import RESOURCE, Origin
 from aoe_core.host.contracts import DomainDisk
 from aoe_core.model import AccessMode, Attachment, PoolName, VolumeId, VolumeSpec, serial_of
 from aoe_core.settings import Settings
@@ -71,7 +72,8 @@ def guest(cluster: GuestCluster, tmp_path: Path, serve: Callable[..., Server]) -
     serve(cluster, "storage1.sock", node="storage1")
 
     def run(act: str, *words: str, node: str = NODE, at: str = "storage1.sock") -> tuple[bool, list[str]]:
-        more = ["--controller", f"unix://{tmp_path}/{at}"] if act in ("attach", "detach", "resize") else []
+        asks = act in ("attach", "prepare", "detach", "resize") and "--orphan" not in words
+        more = ["--controller", f"unix://{tmp_path}/{at}"] if asks else []
         options = parser().parse_args(["guest", act, *words, *more])
         name = next(one for one in cluster.compute if one == node)
         here = Here(
@@ -399,3 +401,97 @@ def test_after_a_boot_every_device_is_said_to_be_ready_or_what_it_lacks(cluster:
     cluster.world.boot(STORAGE_NODE)
     assert guest("ready") == (True, ["volume vol: ready"])
     assert cluster.compute[NODE].hypervisor.autostart() == ()
+
+
+def test_what_an_aoeguestdisk_left_is_detached_on_a_person_s_word_alone(cluster: GuestCluster, guest: Command) -> None:
+    attachment = cluster.engine.publish(VOLUME, cluster.identity(NODE), MODE, read_only=False, block=True)
+    origin = Origin(endpoint=f"{RESOURCE}team-a/data/uid-1")
+    cluster.disks[NODE].attach("g1", attachment, mode=MODE, origin=origin)
+    with pytest.raises(Conflict, match=r"by AoEGuestDisk team-a/data/uid-1; delete that, or.*--orphan"):
+        guest("detach", "g1", VOLUME)
+    assert cluster.target(NODE) == "vdb"
+    well, said = guest("detach", "g1", VOLUME, "--orphan")
+    assert well
+    assert "the cluster knows nothing of it" in said[-1]
+    assert cluster.records(NODE).all() == ()
+    assert cluster.held(VOLUME), "its grant is the cluster's affair"
+
+
+def test_nobody_s_word_takes_a_disk_whose_grant_can_be_given_back(cluster: GuestCluster, guest: Command) -> None:
+    guest("attach", "g1", VOLUME)
+    with pytest.raises(Conflict, match="detach it without --orphan"):
+        guest("detach", "g1", VOLUME, "--orphan")
+    assert cluster.target(NODE) == "vdb"
+
+
+# --- live migration by hand -----------------------------------------------------------------------------------------
+
+
+def alone(cluster: GuestCluster) -> None:
+    """Have the other host without a guest of that name."""
+    other = cluster.compute[OTHER_NODE].hypervisor
+    other.stop(cluster.guest[OTHER_NODE])
+    other.undefine(cluster.guest[OTHER_NODE])
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_running_guest_moves_to_another_host_with_its_disk(
+    cluster: GuestCluster, guest: Command, persistent: bool
+) -> None:
+    alone(cluster)
+    uuid = cluster.guest[NODE].uuid
+    guest("attach", "g1", VOLUME, "--shared")
+    cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", 0, b"written")
+    for _ in range(2):
+        guest("prepare", "g1", VOLUME, "--uuid", uuid, node=OTHER_NODE)
+    source, target = (cluster.compute[node].hypervisor for node in (NODE, OTHER_NODE))
+    moved = cluster.guest[OTHER_NODE] = target.receive(cluster.guest[NODE], source, persistent=persistent)
+    assert target.read(moved, "vdb", 0, 7) == b"written"
+    guest("attach", "g1", VOLUME, "--shared", node=OTHER_NODE)
+    guest("detach", "g1", VOLUME)
+    assert [file.node for file in cluster.held(VOLUME)] == [OTHER_NODE]
+    assert target.read(moved, "vdb", 0, 7) == b"written"
+    assert cluster.records(NODE).all() == ()
+    assert guest("list", node=OTHER_NODE)[0]
+    guest("detach", "g1", VOLUME, node=OTHER_NODE)
+    assert cluster.held(VOLUME) == ()
+
+
+def test_a_guest_that_did_not_come_leaves_nothing_behind(cluster: GuestCluster, guest: Command) -> None:
+    alone(cluster)
+    guest("attach", "g1", VOLUME, "--shared")
+    guest("prepare", "g1", VOLUME, "--uuid", cluster.guest[NODE].uuid, node=OTHER_NODE)
+    well, (said, *_) = guest("list", node=OTHER_NODE)
+    assert not well
+    assert "expected" in said
+    guest("detach", "g1", VOLUME, node=OTHER_NODE)
+    assert [file.node for file in cluster.held(VOLUME)] == [NODE]
+    assert cluster.target(NODE) == "vdb"
+
+
+def test_a_volume_that_is_not_shared_goes_nowhere(cluster: GuestCluster, guest: Command) -> None:
+    alone(cluster)
+    guest("attach", "g1", VOLUME)
+    with pytest.raises(InUse):
+        guest("prepare", "g1", VOLUME, "--uuid", cluster.guest[NODE].uuid, node=OTHER_NODE)
+    assert cluster.records(OTHER_NODE).all() == ()
+    assert [file.node for file in cluster.held(VOLUME)] == [NODE]
+
+
+def test_two_guests_never_share_a_volume_for_writing(cluster: GuestCluster, guest: Command) -> None:
+    cluster.compute[OTHER_NODE].hypervisor.define("g2")
+    guest("attach", "g1", VOLUME, "--shared")
+    for _ in range(2):
+        with pytest.raises(InUse, match=f"is published to {NODE}; two guests never write to one volume"):
+            guest("attach", "g2", VOLUME, "--shared", node=OTHER_NODE)
+        assert [file.node for file in cluster.held(VOLUME)] == [NODE]
+        assert cluster.records(OTHER_NODE).all() == ()
+    assert guest("attach", "g1", VOLUME, "--shared")[0], "what is attached already stays so"
+
+
+def test_what_another_domain_has_is_not_made_ready(cluster: GuestCluster, guest: Command) -> None:
+    cluster.compute[OTHER_NODE].hypervisor.define("g2")
+    guest("prepare", "g2", VOLUME, "--uuid", cluster.guest[NODE].uuid, node=OTHER_NODE)
+    other = next(one for one in cluster.compute[OTHER_NODE].hypervisor.guests.values() if one.name == "g2")
+    with pytest.raises(InUse, match="is a disk of domain g2"):
+        guest("prepare", "g2", VOLUME, "--uuid", other.uuid, node=OTHER_NODE)

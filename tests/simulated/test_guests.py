@@ -7,6 +7,7 @@ that leads away from a running guest, is seen at once.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import pytest
 from tests.simulated.cluster import COMPUTE_NODES, STORAGE_NODE, Cluster
@@ -48,6 +49,7 @@ SECOND = VolumeId("second")
 NODE, OTHER_NODE = COMPUTE_NODES
 SIZE_BYTES, GROWN_BYTES = 12 * MIB, 20 * MIB
 READ = AccessMode.SINGLE_NODE_READER_ONLY
+Kind = TypeVar("Kind", bound=Cluster)
 ALIAS = alias_of(serial_of(VOLUME))
 
 
@@ -58,12 +60,17 @@ def spec(volume_id: VolumeId = VOLUME) -> VolumeSpec:
 # --- the sweep ------------------------------------------------------------------------------------------------------
 
 
-def of_guests(act: Callable[[GuestCluster], object]) -> Callable[[Cluster], object]:
+def on(kind: type[Kind], act: Callable[[Kind], object]) -> Callable[[Cluster], object]:
+    """Return an act on a cluster of one kind as an act on any."""
+
     def on_cluster(one: Cluster) -> object:
-        assert isinstance(one, GuestCluster)
+        assert isinstance(one, kind)
         return act(one)
 
     return on_cluster
+
+
+of_guests = partial(on, GuestCluster)
 
 
 def guest_life(node: NodeName = NODE, *, running: bool = True) -> Life:

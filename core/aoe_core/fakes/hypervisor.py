@@ -7,7 +7,7 @@ Configurations survive a power cut, guests do not; a daemon that is away answers
 """
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unreachable
@@ -72,11 +72,12 @@ class Guest:
             live=tuple(self.live.values()),
             config=tuple(self.config.values()),
             saved=self.saved is not None,
+            autostart=self.autostart,
         )
 
     def opener(self, target: str) -> str:
         """Return the name it has among the openers of a disk's device."""
-        return f"guest {self.name} {target}"
+        return f"guest {self.uuid} {target}"
 
 
 class HypervisorState:
@@ -136,6 +137,28 @@ class HypervisorState:
         guest.config.clear()
         if not guest.running:
             self.guests.pop(guest.uuid, None)
+
+    def receive(
+        self, guest: Guest, source: "HypervisorState", *, persistent: bool = True, undefine_source: bool = True
+    ) -> Guest:
+        """Take a running guest over from another host, as `virsh migrate --live` does, with --persistent and
+        --undefinesource unless said otherwise; it runs there until it runs here. Raises: CommandFailed when a disk's
+        device cannot be opened, or another domain has its name."""
+        if any(one.name == guest.name and one.uuid != guest.uuid for one in self.guests.values()):
+            raise CommandFailed(f"domain {guest.name!r} is defined on this host already")
+        moved = replace(
+            guest, live={}, open={}, sizes={}, plugged=set(guest.plugged), letting_go={}, closing={}, running=False
+        )
+        moved.config = dict(guest.live)
+        self.start(moved)
+        if not persistent:
+            moved.persistent = False
+            moved.config.clear()
+        self.guests[moved.uuid] = moved
+        source.stop(guest)
+        if undefine_source:
+            source.undefine(guest)
+        return moved
 
     def autostart(self) -> tuple[str, ...]:
         """Start what is to start with the machine, as the daemon does at its own start; return who could not."""
@@ -308,6 +331,13 @@ class FakeHypervisor:
     def ask_to_detach(self, uuid: str, alias: str) -> None:
         with self._process.step(f"libvirt ask to detach {alias}") as machine:
             machine.hypervisor.ask_to_detach(machine.hypervisor.get(uuid), alias)
+
+    def start(self, uuid: str) -> None:
+        with self._process.step(f"libvirt start {uuid}") as machine:
+            guest = machine.hypervisor.get(uuid)
+            if guest.running:
+                raise InUse(f"domain {guest.name} is running")
+            machine.hypervisor.start(guest)
 
     def resize(self, uuid: str, target: str, size_bytes: int) -> None:
         with self._process.step(f"libvirt resize {target}") as machine:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from aoe_core.attach.records import StageRecord
 from aoe_core.errors import Conflict, InUse, Invalid
 from aoe_core.guests.disk import alias_of
-from aoe_core.guests.records import Bus, GuestRecord, Origin
+from aoe_core.guests.records import RESOURCE, Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
 from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
 
@@ -27,22 +27,7 @@ def require_admissible(
             f"domain {domain.name} sleeps with its memory on disk, and wakes with the disks it had then; use virsh "
             f"start, or virsh managedsave-remove, then attach volume {volume_id}"
         )
-    if earlier is not None and earlier.domain_uuid != domain.uuid:
-        raise InUse(
-            f"volume {volume_id} is a disk of domain {earlier.domain_name} ({earlier.domain_uuid}) on this host; "
-            f"detach it there before it is attached to {domain.name}"
-        )
-    if earlier is not None and (earlier.mode, earlier.bus) != (mode, bus):
-        raise Conflict(
-            f"volume {volume_id} is attached to domain {domain.name} on bus {earlier.bus.value}, {earlier.mode.value}, "
-            f"and was asked for on bus {bus.value}, {mode.value}; detach it first"
-        )
-    others = sorted(one.name for one in users if one.uuid != domain.uuid)
-    if others:
-        raise InUse(
-            f"volume {volume_id} is named as a disk by domain {', '.join(others)} of this host; take it from there "
-            f"before it is attached to {domain.name}"
-        )
+    require_room(volume_id, domain.uuid, domain.name, mode, bus, earlier=earlier, users=users)
     serial = serial_of(volume_id)
     for disk in (*domain.live, *domain.config):
         if disk.serial == serial and disk.alias != alias_of(serial):
@@ -50,6 +35,35 @@ def require_admissible(
                 f"domain {domain.name} has serial {disk.serial} on disk {disk.target} ({disk.source}), which is not "
                 f"this driver's; take that disk away before volume {volume_id} is attached"
             )
+
+
+def require_room(
+    volume_id: VolumeId,
+    domain_uuid: str,
+    domain_name: str,
+    mode: AccessMode,
+    bus: Bus,
+    *,
+    earlier: GuestRecord | None,
+    users: Sequence[Domain],
+) -> None:
+    """Check that a volume is nobody else's on this host, and not there in another way. Raises: InUse, Conflict."""
+    if earlier is not None and earlier.domain_uuid != domain_uuid:
+        raise InUse(
+            f"volume {volume_id} is a disk of domain {earlier.domain_name} ({earlier.domain_uuid}) on this host; "
+            f"detach it there before it is attached to {domain_name}"
+        )
+    if earlier is not None and (earlier.mode, earlier.bus) != (mode, bus):
+        raise Conflict(
+            f"volume {volume_id} is attached to domain {domain_name} on bus {earlier.bus.value}, {earlier.mode.value}, "
+            f"and was asked for on bus {bus.value}, {mode.value}; detach it first"
+        )
+    others = sorted(one.name for one in users if one.uuid != domain_uuid)
+    if others:
+        raise InUse(
+            f"volume {volume_id} is named as a disk by domain {', '.join(others)} of this host; take it from there "
+            f"before it is attached to {domain_name}"
+        )
 
 
 def require_grant(attachment: Attachment, mode: AccessMode, earlier: GuestRecord | None) -> None:
@@ -72,6 +86,12 @@ def require_origin(record: GuestRecord | None, asked: Origin) -> None:
     if record is None or not record.origin.is_other(asked):
         return
     origin = record.origin
+    if origin.is_resource:
+        raise Conflict(
+            f"volume {record.volume_id} is domain {record.domain_name}'s by AoEGuestDisk "
+            f"{origin.endpoint.removeprefix(RESOURCE)}; delete that, or, when the cluster knows it no more, detach "
+            "with --orphan"
+        )
     raise Conflict(
         f"volume {record.volume_id} of domain {record.domain_name} was granted by storage machine "
         f"{origin.node or 'without a name'}, and {asked.endpoint} leads to {asked.node or 'somewhere else'}; ask at "

@@ -17,6 +17,8 @@ class DiskState(enum.Enum):
     """Wanted, and not in every such place: attach it again."""
     ENDING = "ending"
     """A detach has begun and not ended: detach it again."""
+    EXPECTED = "expected"
+    """Ready for a domain that is to come from another host: migrate it, or detach it again."""
     DOMAIN_GONE = "domain gone"
     """Detach it, to let go of its device."""
     UNKNOWN = "unknown"
@@ -52,7 +54,7 @@ class GuestDisk:
         if not self.record.wanted:
             return DiskState.ENDING
         if self.domain is None:
-            return DiskState.DOMAIN_GONE
+            return DiskState.EXPECTED if self.record.expected else DiskState.DOMAIN_GONE
         whole = self.config >= self.domain.persistent and self.live >= self.domain.running
         return DiskState.ATTACHED if whole else DiskState.INCOMPLETE
 

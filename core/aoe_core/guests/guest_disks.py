@@ -16,7 +16,13 @@ from aoe_core.attach.records import BlockUse, StageRecord
 from aoe_core.attach.staged import device_path
 from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
 from aoe_core.guests import plan
-from aoe_core.guests.admission import require_admissible, require_grant, require_origin, require_stage_for_guests
+from aoe_core.guests.admission import (
+    require_admissible,
+    require_grant,
+    require_origin,
+    require_room,
+    require_stage_for_guests,
+)
 from aoe_core.guests.disk import alias_of, disk_of, find_disk, free_target, users_of
 from aoe_core.guests.disk_state import GuestDisk
 from aoe_core.guests.host import GuestHost
@@ -39,8 +45,8 @@ _CLOSE_LOOK_S = 0.2
 _NOBODY = Origin()
 
 
-def _keep() -> None:
-    """Give nothing back."""
+def _nothing() -> None:
+    """Neither give anything back nor ask again."""
 
 
 class GuestDisks:
@@ -63,16 +69,19 @@ class GuestDisks:
         mode: AccessMode = AccessMode.SINGLE_NODE_WRITER,
         bus: Bus = Bus.VIRTIO,
         origin: Origin = _NOBODY,
+        confirm: Callable[[], None] = _nothing,
         tell: Tell = silently,
     ) -> GuestRecord:
         """Make a granted volume a disk of a domain, now if it runs and from its next start on if it has a
-        configuration; return the record, which has the target. `origin`: who granted it.
+        configuration; return the record, which has the target. `origin`: who granted it. `confirm`: asked before
+        anything is done, while no other process can detach it; raises when it is wanted no more.
 
         Raises: NotFound (no such domain), InUse (another domain's, or staged for something else), Conflict (there
         otherwise, or its serial is taken), NoSpace (no free slot), what `Attacher.stage` raises, Busy, Unfinished.
         """
         volume_id = attachment.volume_id
         with self._holding(volume_id):
+            confirm()
             domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
             require_grant(attachment, mode, earlier)
             self._require_closed(attachment, mode)
@@ -83,26 +92,84 @@ class GuestDisks:
             self._attach(record, tell)
             return record
 
+    def prepare(
+        self,
+        domain_uuid: str,
+        domain_name: str,
+        attachment: Attachment,
+        *,
+        mode: AccessMode,
+        bus: Bus = Bus.VIRTIO,
+        target: str = "",
+        origin: Origin = _NOBODY,
+        confirm: Callable[[], None] = _nothing,
+    ) -> GuestRecord:
+        """Have a granted volume ready for a domain that is to come from another host by live migration: its device and
+        its link, so that libvirt finds here what the domain's XML names. No domain is touched.
+
+        Args: `target`: as the domain has it where it is; `origin`, `confirm`: as for `attach`. Raises: InUse (a domain
+        of this host has the volume, or it is staged for something else), Conflict (on record for another domain, or
+        through another grant), what `Attacher.stage` raises, Busy.
+        """
+        volume_id = attachment.volume_id
+        with self._holding(volume_id):
+            confirm()
+            earlier = self._earlier(volume_id, origin)
+            users = self._users(volume_id, alias_of(attachment.serial), attachment)
+            require_room(volume_id, domain_uuid, domain_name, mode, bus, earlier=earlier, users=users)
+            self._require_stage_for_guests(volume_id)
+            require_grant(attachment, mode, earlier)
+            if earlier is not None and not earlier.wanted:
+                raise InUse(
+                    f"volume {volume_id} is being detached from domain {earlier.domain_name} of this host; detach it "
+                    "to the end first"
+                )
+            record = earlier or GuestRecord(
+                attachment=attachment,
+                domain_uuid=domain_uuid,
+                domain_name=domain_name,
+                bus=bus,
+                mode=mode,
+                target=target,
+                wanted=True,
+                expected=True,
+                origin=origin,
+            )
+            self._records.put(record)
+            self._stage(record)
+            self._link(record)
+            if record.attachment.size_bytes < attachment.size_bytes:
+                # It has grown since it was made ready, and a guest that comes has been told so.
+                self._attacher.expand(volume_id, self.staging_path(volume_id), attachment.size_bytes)
+                record = msgspec.structs.replace(record, attachment=attachment)
+                self._records.put(record)
+            return record
+
     def detach(
         self,
         domain_name: str,
         volume_id: VolumeId,
         *,
-        give_back: Callable[[], None] = _keep,
+        give_back: Callable[[], None] = _nothing,
+        asking: bool = True,
         wait_s: float = LET_GO_S,
         tell: Tell = silently,
     ) -> None:
         """Take a volume from a domain, let go of its device, and have its grant given back; what is gone already is
         detached. The record goes last: whoever is killed before `give_back` ended, or whom it refuses, calls again.
+        `asking`: ask a guest that runs with it to let go; else it is refused, and nothing has been done.
 
-        Raises: Conflict (it is another domain's), InUse (another domain has it too; still open), Unfinished (the guest
-        keeps it: call again), Unreachable (libvirt does not answer), Busy; what `give_back` raises.
+        Raises: Conflict (it is another domain's), InUse (another domain has it too; still open; runs and is not to be
+        asked), Unfinished (the guest keeps it: call again), Unreachable (libvirt does not answer), Busy; what
+        `give_back` raises.
         """
         with self._holding(volume_id):
             record = self._records.find(volume_id)
             uuid = self._uuid_to_leave(domain_name, volume_id, record)
             if record is None or not record.released:
-                self._detach(volume_id, record, uuid, wait_s=wait_s, tell=tell)
+                if not asking:
+                    self._require_not_running(volume_id, record, uuid)
+                self._detach(volume_id, record, uuid, asking=asking, wait_s=wait_s, tell=tell)
             give_back()
             self._records.drop(volume_id)
 
@@ -126,10 +193,19 @@ class GuestDisks:
 
     def require_admissible(
         self, domain_name: str, volume_id: VolumeId, mode: AccessMode, bus: Bus, *, origin: Origin = _NOBODY
-    ) -> None:
-        """Check what `attach` checks as far as that needs no grant: a refusal must not leave one. Raises: as attach."""
+    ) -> Domain:
+        """Check what `attach` checks as far as that needs no grant: a refusal must not leave one. Return the domain.
+        Raises: as attach."""
         with self._holding(volume_id):
-            self._admitted(domain_name, volume_id, mode, bus, origin=origin)
+            domain, _ = self._admitted(domain_name, volume_id, mode, bus, origin=origin)
+            return domain
+
+    def has(self, domain_name: str, volume_id: VolumeId) -> bool:
+        """Say whether a volume is on record here for a domain, attached or ready for it to come. Raises: NotFound when
+        there is no such domain."""
+        record = self._records.find(volume_id)
+        domain = self._host.hypervisor.get_domain(domain_name)
+        return record is not None and record.wanted and record.domain_uuid == domain.uuid
 
     def require_disk(self, domain_name: str, volume_id: VolumeId) -> None:
         """Check that a volume is a disk of a domain. Raises: NotFound, Conflict."""
@@ -138,6 +214,19 @@ class GuestDisks:
     def require_origin(self, volume_id: VolumeId, asked: Origin) -> None:
         """Check that a storage machine is the one that granted a volume, if it is on record. Raises: Conflict."""
         require_origin(self._records.find(volume_id), asked)
+
+    def require_orphan(self, volume_id: VolumeId) -> None:
+        """Check that a volume is here for an AoEGuestDisk, whose end a person vouches for. Raises: Conflict."""
+        record = self._records.find(volume_id)
+        if record is not None and not record.origin.is_resource:
+            raise Conflict(
+                f"volume {volume_id} is not here for an AoEGuestDisk; detach it without --orphan, so that its grant is "
+                "given back"
+            )
+
+    def records(self) -> tuple[GuestRecord, ...]:
+        """Return every record, without asking libvirt anything."""
+        return self._records.all()
 
     def list(self) -> tuple[GuestDisk, ...]:
         """Return every recorded disk, and what libvirt says of it if it answers."""
@@ -173,6 +262,15 @@ class GuestDisks:
                 self._stage(record)
                 self._link(record)
 
+    def is_ready_to_start(self, domain_uuid: str) -> bool:
+        """Say whether every recorded disk of a domain has its device, proven in this boot."""
+        links = self._host.links.all()
+        return all(
+            links.get(record.volume_id) == device_path(record.attachment)
+            for record in self._records.all()
+            if record.domain_uuid == domain_uuid and not record.released
+        )
+
     def staging_path(self, volume_id: VolumeId) -> str:
         """Return where a guest's volume is staged: a path of its own, by which nobody else's is mistaken for it."""
         return f"{self._state}/guests/staging/{volume_id}"
@@ -191,15 +289,19 @@ class GuestDisks:
     ) -> tuple[Domain, GuestRecord | None]:
         """Return the domain, and the record of the volume that an attach goes on from."""
         domain = self._host.hypervisor.get_domain(domain_name)
-        earlier = self._records.find(volume_id)
-        require_origin(earlier, origin)
-        if earlier is not None and earlier.released:
-            earlier = None  # Only a grant is left of it: this one, or one that has been given back.
+        earlier = self._earlier(volume_id, origin)
         known = attachment or (earlier.attachment if earlier is not None else None)
         users = self._users(volume_id, alias_of(serial_of(volume_id)), known)
         require_admissible(domain, volume_id, mode, bus, earlier=earlier, users=users)
         self._require_stage_for_guests(volume_id)
         return domain, earlier
+
+    def _earlier(self, volume_id: VolumeId, origin: Origin) -> GuestRecord | None:
+        """Return the record that an attach goes on from. Raises: Conflict (another one granted it)."""
+        record = self._records.find(volume_id)
+        require_origin(record, origin)
+        # Of one that is released only a grant is left: this one, or one that has been given back.
+        return None if record is not None and record.released else record
 
     def _require_stage_for_guests(self, volume_id: VolumeId) -> None:
         require_stage_for_guests(volume_id, self._find_staged(volume_id), self.staging_path(volume_id))
@@ -227,6 +329,13 @@ class GuestDisks:
             raise Conflict(f"volume {volume_id} is a disk of domain {domain.name}, not of {domain_name}; name that one")
         return domain
 
+    def _require_not_running(self, volume_id: VolumeId, record: GuestRecord | None, uuid: str | None) -> None:
+        """Check that no running guest has a volume that it is not to be asked for. Raises: InUse, Unreachable."""
+        domain = self._find_domain(uuid) if uuid is not None else None
+        alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
+        if domain is not None and find_disk(domain.live, alias) is not None:
+            raise InUse(f"domain {domain.name} runs on this host with volume {volume_id}")
+
     def _recorded(
         self,
         domain: Domain,
@@ -247,7 +356,7 @@ class GuestDisks:
             others = {disk.target for disk in disks if disk.alias != alias}
             if there is not None:
                 target = there.target
-            elif earlier is not None and earlier.target not in others:
+            elif earlier is not None and earlier.target and earlier.target not in others:
                 target = earlier.target
             else:
                 records = self._records.all()
@@ -311,7 +420,14 @@ class GuestDisks:
         )
 
     def _detach(
-        self, volume_id: VolumeId, record: GuestRecord | None, uuid: str | None, *, wait_s: float, tell: Tell
+        self,
+        volume_id: VolumeId,
+        record: GuestRecord | None,
+        uuid: str | None,
+        *,
+        asking: bool,
+        wait_s: float,
+        tell: Tell,
     ) -> None:
         if record is not None and record.wanted:
             self._records.put(msgspec.structs.replace(record, wanted=False))
@@ -323,6 +439,8 @@ class GuestDisks:
                 steps = self._next_of_detach(volume_id, alias, uuid)
             for action in steps:
                 if isinstance(action, plan.AskGuest):
+                    if not asking:
+                        self._require_not_running(volume_id, record, uuid)
                     await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
                 else:
                     self._do(action, volume_id, alias)

@@ -15,6 +15,9 @@ from aoe_core.host.contracts import RecordFiles
 from aoe_core.host.files import DurableFiles
 from aoe_core.model import AccessMode, Attachment, VolumeId
 
+RESOURCE = "aoeguestdisk:"
+"""Begins the endpoint of an origin that is no storage machine but a resource of a cluster."""
+
 
 class Bus(enum.Enum):
     """How a guest sees a disk."""
@@ -31,6 +34,11 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Its name, as it says it; empty when it does not."""
     endpoint: str = ""
     """Where it was asked last."""
+
+    @property
+    def is_resource(self) -> bool:
+        """Whether it was granted for an AoEGuestDisk: then its endpoint names that, and nobody here gives it back."""
+        return self.endpoint.startswith(RESOURCE)
 
     def is_other(self, asked: "Origin") -> bool:
         """Say whether another machine is asked: by their names, or else by where they are asked."""
@@ -53,6 +61,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The name among the domain's disks that was chosen for it."""
     wanted: bool
     """False from the moment it is to be detached."""
+    expected: bool = False
+    """Its domain is to come from another host, by live migration, and may not be here yet."""
     released: bool = False
     """Nothing of it is on this host any more; what is left is to give its grant back."""
     origin: Origin = Origin()

@@ -429,6 +429,8 @@ class Domain:
     saved: bool = False
     """Its memory is on disk (`virsh managedsave`): its next start goes on with the disks it had then, whatever its
     configuration says."""
+    autostart: bool = False
+    """It is to start with its host."""
 
 
 class Hypervisor(Protocol):
@@ -457,6 +459,10 @@ class Hypervisor(Protocol):
         """Ask the running guest to let go of a disk; `live` shows it until it has. Asked again while it is at it, the
         hypervisor may refuse (CommandFailed), which says nothing of the first request. Raises: NotFound also when
         there is no such disk; InUse when the domain does not run."""
+
+    def start(self, uuid: str) -> None:
+        """Start a guest with its configuration, or wake it. Raises: InUse when it runs; CommandFailed when a disk's
+        device is missing."""
 
     def resize(self, uuid: str, target: str, size_bytes: int) -> None:
         """Tell the running guest that a disk has this size now, which its device has already. Raises: as

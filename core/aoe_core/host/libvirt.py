@@ -105,6 +105,10 @@ class LibvirtHypervisor:
             lambda api, handle: _detach(api, handle, alias, api.VIR_DOMAIN_AFFECT_LIVE),
         )
 
+    def start(self, uuid: str) -> None:
+        """Start a guest."""
+        self._change(f"domain {uuid} cannot be started", uuid, lambda _, handle: handle.create())
+
     def resize(self, uuid: str, target: str, size_bytes: int) -> None:
         """Tell a running guest the size of a disk (without the flag libvirt counts KiB)."""
         self._change(
@@ -210,6 +214,7 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
             live=parse_disks(handle.XMLDesc(0)) if running else (),
             config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
             saved=saved,
+            autostart=bool(handle.autostart()),
         )
         if _standing(handle) == before:
             return domain

@@ -1,0 +1,115 @@
+"""Guests that are to start with their host and could not, since their disks came later than libvirt.
+
+A host unit that readies devices before libvirt starts (readiness) needs this program on the host. Where it comes in a
+container, libvirt is first: it refuses to start a guest whose device is missing, and does not try again. So whoever
+readies the devices then starts those guests: once in a boot, and only those that libvirt was to start itself.
+
+Which guests wait is written down when the boot's first process looks: those alone whose devices are not there. One that
+runs, or is gone, waits no more; one that a person shuts down later is not started again.
+"""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from aoe_core.errors import AoECsiError, NotFound
+from aoe_core.guests.disk import alias_of
+from aoe_core.guests.guest_disks import GuestDisks
+from aoe_core.host.contracts import Domain, Hypervisor, RecordFiles
+
+log = logging.getLogger(__name__)
+
+_NAME = "waiting"
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The guests that wait for their disks since a boot."""
+
+    boot: str
+    domain_uuids: tuple[str, ...]
+
+
+_DECODER = msgspec.json.Decoder(Waiting)
+
+
+class Autostart:
+    """Starts guests whose disks were late."""
+
+    def __init__(
+        self,
+        boot: str,
+        disks: GuestDisks,
+        hypervisor: Hypervisor,
+        files: RecordFiles,
+        may_start: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """`boot`: tells this boot from any other. `may_start`: asked with a domain's UUID, since a guest may have gone
+        to another host while this one was away; it may raise what passes."""
+        self._boot = boot
+        self._disks = disks
+        self._hypervisor = hypervisor
+        self._files = files
+        self._may_start = may_start
+
+    def start(self) -> tuple[str, ...]:
+        """Start who waits, has all its disks, and does not run. Returns: the names of those that wait on. Raises:
+        Unreachable when libvirt does not answer."""
+        waiting = self._waiting()
+        left: dict[str, str] = {}
+        for uuid in waiting.domain_uuids:
+            try:
+                domain = self._hypervisor.get_domain(uuid)
+            except NotFound:
+                continue
+            if not domain.running and not self._started(domain):
+                left[uuid] = domain.name
+        if tuple(left) != waiting.domain_uuids:
+            self._put(Waiting(boot=self._boot, domain_uuids=tuple(left)))
+        return tuple(left.values())
+
+    def _waiting(self) -> Waiting:
+        """Return who waits in this boot, found out when it is asked for the first time."""
+        known = self._read()
+        if known is not None and known.boot == self._boot:
+            return known
+        aliases = {alias_of(one.record.attachment.serial) for one in self._disks.list()}
+        waiting = Waiting(
+            boot=self._boot,
+            domain_uuids=tuple(
+                domain.uuid
+                for domain in self._hypervisor.domains()
+                if domain.autostart and not domain.running and not self._disks.is_ready_to_start(domain.uuid)
+                if any(disk.alias in aliases for disk in domain.config)
+            ),
+        )
+        self._put(waiting)
+        return waiting
+
+    def _read(self) -> Waiting | None:
+        text = self._files.read_all().get(_NAME)
+        if text is None:
+            return None
+        try:
+            return _DECODER.decode(text)
+        except msgspec.MsgspecError as error:
+            log.warning("who waits for a device is not known any more, and found out anew", extra={"error": str(error)})
+            return None
+
+    def _put(self, waiting: Waiting) -> None:
+        self._files.write(_NAME, msgspec.json.encode(waiting).decode())
+
+    def _started(self, domain: Domain) -> bool:
+        if not self._disks.is_ready_to_start(domain.uuid):
+            return False
+        try:
+            if not self._may_start(domain.uuid):
+                return False
+            self._hypervisor.start(domain.uuid)
+        except AoECsiError as error:
+            if self._hypervisor.get_domain(domain.uuid).running:
+                return True  # Somebody was quicker.
+            log.warning("guest does not start", extra={"domain": domain.name, "error": str(error)})
+            return False
+        log.info("guest started: its disks came after libvirt", extra={"domain": domain.name})
+        return True
