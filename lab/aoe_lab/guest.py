@@ -173,7 +173,7 @@ class Guest:
     @classmethod
     def define(cls, machine: Machine, name: str, *, slots: int = SLOTS) -> Guest:
         """Make a guest that does not run yet."""
-        _call(machine, "prepare", timeout_s=CAPABILITIES_S + 60)
+        prepare_machine(machine)
         _call(machine, "define", name, str(slots), timeout_s=DEFINE_S + 60)
         return cls(machine=machine, name=name)
 
@@ -241,6 +241,11 @@ class Guest:
     def _ask(self, *words: str) -> list[str]:
         answer: list[str] = json.loads(_call(self.machine, "ask", self.name, *words, timeout_s=ANSWER_S + 60))
         return answer
+
+
+def prepare_machine(machine: Machine) -> None:
+    """Have a hypervisor machine ready for guests, also for one that comes from elsewhere."""
+    _call(machine, "prepare", timeout_s=CAPABILITIES_S + 60)
 
 
 def _call(machine: Machine, *words: str, timeout_s: float = 120) -> str:

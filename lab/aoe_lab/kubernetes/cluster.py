@@ -37,7 +37,7 @@ MEMORY_MIB = 1536
 SIDECARS = ("provisioner", "attacher", "resizer", "snapshotter")
 WORKLOADS = ("deployment/aoe-csi-controller", "deployment/aoe-csi-cluster", "daemonset/aoe-csi-storage",
              "daemonset/aoe-csi-node")  # fmt: skip
-READY_S = 300.0
+READY_S = 600.0
 
 
 def own_tag() -> str:
