@@ -132,9 +132,10 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
-# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long,demo,pods,pods-long}.md. The others are
+# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long,demo,pods,pods-sanity,pods-churn}.md. The others are
 # `make bench`'s.
 .PHONY: evidence evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long
+.PHONY: evidence-pods-sanity evidence-pods-churn
 evidence: evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
 	$(PYTEST) --evidence simulated tests/simulated
@@ -146,8 +147,12 @@ evidence-demo: setup
 	$(PYTEST) --evidence demo -m long tests/demo
 evidence-pods: setup
 	$(PYTEST) --evidence pods -m 'not long' tests/pods
-evidence-pods-long: setup
-	$(PYTEST) --evidence pods-long -m long tests/pods
+# Apart, so that each can be run again alone: the first takes more than an hour.
+evidence-pods-long: evidence-pods-sanity evidence-pods-churn
+evidence-pods-sanity: setup
+	$(PYTEST) --evidence pods-sanity -m long tests/pods/test_csi_sanity.py
+evidence-pods-churn: setup
+	$(PYTEST) --evidence pods-churn -m long tests/pods/test_churn.py
 
 .PHONY: test-cluster
 test-cluster: setup ## Test on a real Kubernetes control plane, built from its modules (the first time some ten minutes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .claims import Claims
 
 LOOK_S = 3.0
-SETTLE_S = 900.0
+SETTLE_S = 1800.0
 # What SIGKILL finds by its command line, wherever it runs.
 PROGRAMS = (
     "aoe-operator storage", "aoe-operator cluster", "aoe-csi controller", "aoe-csi node", "csi-provisioner",
@@ -41,6 +41,8 @@ class Killer:
 
     cluster: Cluster
     dice: random.Random
+    pause_s: tuple[float, float]
+    """Between two kills. The shorter ones leave nothing time to come up, and no claim comes or goes meanwhile."""
     kills: Counter[str] = field(default_factory=Counter)
     failed: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +55,7 @@ class Killer:
 
     def _run(self) -> None:
         for what in itertools.cycle(VICTIMS):
-            if self._stop.wait(self.dice.uniform(2, 6)):
+            if self._stop.wait(self.dice.uniform(*self.pause_s)):
                 return
             try:
                 self.kills[what] += self._kill(what)
@@ -125,15 +127,32 @@ class Life:
         self.claims.pod(name, self.name, node=node, containers=spec["containers"], restartPolicy="Never")
 
 
-@pytest.mark.parametrize(("crowd", "seconds"), [(5, 60), pytest.param(30, 600, marks=pytest.mark.long)])
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """How many claims there are at a time, and how long, and how often, something is killed meanwhile."""
+
+    crowd: int
+    seconds: int
+    pause_s: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.crowd}-{self.seconds}"
+
+
+@pytest.mark.parametrize(
+    "storm",
+    [Storm(5, 60, (2.0, 6.0)), pytest.param(Storm(30, 600, (6.0, 14.0)), marks=pytest.mark.long)],
+    ids=str,
+)
 def test_whatever_is_killed_claims_come_and_go(
-    cluster: Cluster, claims: Claims, evidence: Evidence, crowd: int, seconds: int
+    cluster: Cluster, claims: Claims, evidence: Evidence, storm: Storm
 ) -> None:
+    crowd, seconds = storm.crowd, storm.seconds
     claims.claim("steady")
     steady = Writer.start(claims, "steady", "steady")
     seed = time.time_ns()
     dice = random.Random(seed)
-    killer = Killer(cluster, random.Random(seed))
+    killer = Killer(cluster, random.Random(seed), storm.pause_s)
     killing = threading.Thread(target=killer.run)
     killing.start()
     begin = time.monotonic()
