@@ -22,9 +22,11 @@ MODULES = Path(__file__).parent / "modules"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """A folder of modules/, with the packages to build: program name → package."""
+    """Programs of a folder of modules/: program name → package."""
 
+    name: str
     folder: str
+    """Programs that share one share what it compiles; each alone would compile client-go and all below it anew."""
     packages: dict[str, str]
     link: str = ""
     """What else the linker is told; `{version}` stands for the version of `versioned`."""
@@ -44,9 +46,12 @@ class Module:
         return f"-s -w {self.link.format(version=self.version, major=major, minor=minor)}".strip()
 
 
-ETCD = Module(folder="etcd", packages={"etcd": "go.etcd.io/etcd/server/v3"}, versioned="go.etcd.io/etcd/server/v3")
+ETCD = Module(
+    name="etcd", folder="etcd", packages={"etcd": "go.etcd.io/etcd/server/v3"}, versioned="go.etcd.io/etcd/server/v3"
+)
 _BASE = "k8s.io/component-base/version"
 KUBERNETES = Module(
+    name="kubernetes",
     folder="kubernetes",
     packages={
         name: f"k8s.io/kubernetes/cmd/{name}"
@@ -59,7 +64,8 @@ KUBERNETES = Module(
 
 _CSI = "github.com/kubernetes-csi"
 SIDECARS = Module(
-    folder="sidecars",
+    name="sidecars",
+    folder="kubernetes",
     packages={
         "csi-attacher": f"{_CSI}/external-attacher/v4/cmd/csi-attacher",
         "csi-resizer": f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
@@ -69,18 +75,21 @@ SIDECARS = Module(
     versioned=f"{_CSI}/external-snapshotter/v8",
 )
 PROVISIONER = Module(
+    name="provisioner",
     folder="provisioner",
     packages={"csi-provisioner": f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner"},
     versioned=f"{_CSI}/external-provisioner/v6",
 )
 HELM = Module(
-    folder="helm",
+    name="helm",
+    folder="kubernetes",
     packages={"helm": "helm.sh/helm/v4/cmd/helm"},
     link="-X helm.sh/helm/v4/internal/version.version={version}",
     versioned="helm.sh/helm/v4",
 )
 
 HELM_3 = Module(
+    name="helm3",
     folder="helm3",
     packages={"helm": "helm.sh/helm/v3/cmd/helm"},
     link="-X helm.sh/helm/v3/internal/version.version={version}",
@@ -90,6 +99,7 @@ HELM_3 = Module(
 # Newer ones require modules that cannot be had. go.sum was KubeVirt's own at first: the checksum database lacks some of
 # what it lists. Linked against Debian's libvirt-dev, whose library every later libvirt has, too.
 KUBEVIRT = Module(
+    name="kubevirt",
     folder="kubevirt",
     packages={
         name: f"kubevirt.io/kubevirt/cmd/{name}"
@@ -141,6 +151,8 @@ def _built(module: Module) -> Path:
                 "build",
                 "-mod=readonly",
                 "-trimpath",
+                # Nobody debugs them; that the linker drops it all spares the compiler nothing.
+                "-gcflags=all=-dwarf=false",
                 f"-ldflags={module.link_flags()}",
                 "-o",
                 f"{place}/",
@@ -159,4 +171,4 @@ def _built(module: Module) -> Path:
                 made.rename(place / name)
 
     key = content_key(source, *sorted(module.packages.values()), module.link_flags())
-    return built(module.folder, key, f"building {module.folder} {module.version}", build)
+    return built(module.name, key, f"building {module.name} {module.version}", build)
