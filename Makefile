@@ -126,7 +126,7 @@ format: venv ## Rewrite the source as `lint` wants it, where ruff can
 
 .PHONY: test-unit
 test-unit: venv ## Test what needs neither lab nor root: units, the house's rules, the engine on fakes
-	$(PYTEST) -m 'not long' $(UNIT_TESTS)
+	$(PYTEST) -n auto --dist worksteal -m 'not long' $(UNIT_TESTS)
 
 .PHONY: test-lab
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
@@ -138,7 +138,7 @@ test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual ma
 .PHONY: evidence-pods-sanity evidence-pods-churn
 evidence: evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
-	$(PYTEST) --evidence simulated tests/simulated
+	$(PYTEST) -n auto --dist worksteal --evidence simulated tests/simulated
 evidence-lab: setup
 	$(PYTEST) --evidence lab -m 'not long' tests/lab
 evidence-lab-long: setup

@@ -8,8 +8,8 @@ import pytest
 
 from aoe_lab import evidence as files
 
-_FIGURES = pytest.StashKey[list[str]]()
-
+_FIGURE = "figure"
+"""A property of reports: they reach the summary whichever process a test ran in."""
 
 _HERE = Path(__file__).parent
 _NEED_A_LAB = ("lab", "cluster", "pods", "demo")
@@ -28,17 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def evidence(request: pytest.FixtureRequest) -> files.Evidence:
-    figures = request.config.stash.setdefault(_FIGURES, [])
-    test = request.node.name
+    test = request.node
 
     def say(sentence: str) -> None:
-        figures.append(f"`{test}`: {sentence}")
+        test.user_properties.append((_FIGURE, f"`{test.name}`: {sentence}"))
 
     return say
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    figures = config.stash.get(_FIGURES, [])
+    reports = [one for kind in terminalreporter.stats.values() for one in kind if isinstance(one, pytest.TestReport)]
+    # The last report of a test has what all before it have.
+    told = [pair for one in reports if one.when == "teardown" for pair in one.user_properties]
+    figures = [str(sentence) for name, sentence in told if name == _FIGURE]
     counts = {kind: len(terminalreporter.stats.get(kind, [])) for kind in ("passed", "failed", "error", "skipped")}
     verdict = ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
     if figures:
