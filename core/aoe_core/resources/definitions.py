@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from aoe_core.resources import node, shelf, snapshot, volume
+from aoe_core.resources import guest_disk, node, shelf, snapshot, volume
 from aoe_core.resources.fields import GROUP, VERSION, Fields
 
 
@@ -30,7 +30,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One custom resource, cluster-scoped."""
+    """One custom resource."""
 
     struct: type[Fields]
     short_name: str
@@ -41,6 +41,7 @@ class Kind:
     longest_name: int = 63
     name_pattern: str | None = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
     """A DNS label, unless said otherwise: it becomes part of a logical volume's name."""
+    namespaced: bool = False
 
     @property
     def name(self) -> str:
@@ -119,6 +120,27 @@ KINDS = (
     ),
 )
 
+GUEST_DISK = Kind(
+    struct=guest_disk.AoEGuestDisk,
+    short_name="aoeg",
+    namespaced=True,
+    rules=guest_disk.ROOT_RULES,
+    longest_name=253,
+    name_pattern=None,
+    columns=(
+        Column(name="Attached", path=".status.conditions[?(@.type=='Attached')].status"),
+        Column(name="Claim", path=".spec.claim"),
+        Column(name="Guest", path=".status.guest"),
+        Column(name="Size", path=".status.size"),
+        Column(name="Trouble", path=_MESSAGE),
+        Column(name="Target", path=".status.hosts[?(@.here==true)].target", wide=True),
+        Column(name="Serial", path=".status.hosts[*].grant.serial", wide=True),
+        Column(name="Hosts", path=".status.hosts[*].host", wide=True),
+        _AGE,
+    ),
+)
+"""Not among KINDS, which the chart installs, until its roles are in the chart, too."""
+
 
 def definition(kind: Kind) -> dict[str, Any]:
     """Return the CustomResourceDefinition of one kind."""
@@ -152,7 +174,7 @@ def definition(kind: Kind) -> dict[str, Any]:
         },
         "spec": {
             "group": GROUP,
-            "scope": "Cluster",
+            "scope": "Namespaced" if kind.namespaced else "Cluster",
             "names": {
                 "kind": kind.name,
                 "listKind": f"{kind.name}List",

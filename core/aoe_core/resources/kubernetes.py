@@ -75,7 +75,7 @@ class KubernetesStore:
 
     def __init__(self, kubeconfig: Path | None = None, *, holder: str = "aoe-csi") -> None:
         """Raises: Invalid when there is neither."""
-        self._connect = functools.partial(_connected, kubeconfig, field_manager=holder)
+        self._connect = functools.partial(connected, kubeconfig, field_manager=holder)
         self._client = self._connect()
         self._guard = threading.Lock()
         self._changes: dict[type[Fields], _Changes] = {}
@@ -97,7 +97,7 @@ class KubernetesStore:
 
     def get(self, kind: type[Resource], name: str) -> Resource:
         """Return a resource. Raises: NotFound, Unreachable."""
-        with _translated(kind, name):
+        with translated(kind, name):
             return _read(kind, self._client.get(_GENERIC[kind], name))
 
     def find(self, kind: type[Resource], name: str) -> Resource | None:
@@ -109,13 +109,13 @@ class KubernetesStore:
 
     def list(self, kind: type[Resource]) -> tuple[Resource, ...]:
         """Return all resources of a kind, ordered by name. Raises: Unreachable."""
-        with _translated(kind, ""):
+        with translated(kind, ""):
             found = [_read(kind, one) for one in self._client.list(_GENERIC[kind], chunk_size=500)]
         return tuple(sorted(found, key=lambda one: one.metadata.name))
 
     def revision(self) -> int:
         """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
-        with _translated(AoENode, ""):
+        with translated(AoENode, ""):
             # The shortest list that there is; each tells of it.
             nodes = self._client.list(_GENERIC[AoENode])
             for _ in nodes:
@@ -125,7 +125,7 @@ class KubernetesStore:
     def create(self, resource: Resource) -> Resource:
         """Make a resource. Raises: Conflict, Invalid, Unreachable."""
         kind, name = type(resource), resource.metadata.name
-        with _translated(kind, name, taken=Conflict):
+        with translated(kind, name, taken=Conflict):
             return _read(kind, self._client.create(_write(resource)))
 
     def apply(self, kind: type[Resource], name: str, fields: Mapping[str, Any], *, holder: str) -> Resource:
@@ -134,7 +134,7 @@ class KubernetesStore:
         uid = self.get(kind, name).metadata.uid
         # With its uid, since an apply would else make what is not there.
         wanted = _object(generic, {**_head(kind), "metadata": {"name": name, "uid": uid}, **fields})
-        with _translated(kind, name):
+        with translated(kind, name):
             return _read(
                 kind, self._client.patch(generic, name, wanted, patch_type=PatchType.APPLY, field_manager=holder)
             )
@@ -142,26 +142,26 @@ class KubernetesStore:
     def update(self, resource: Resource) -> Resource:
         """Replace spec and metadata of what has not changed since. Raises: NotFound, Busy, Invalid, Unreachable."""
         kind, name = type(resource), resource.metadata.name
-        with _translated(kind, name):
+        with translated(kind, name):
             return _read(kind, self._client.replace(_write(resource), name))
 
     def update_status(self, resource: Resource) -> Resource:
         """Replace the status of what has not changed since. Raises: NotFound, Busy, Invalid, Unreachable."""
         kind, name = type(resource), resource.metadata.name
         status = _object(_GENERIC[kind].Status, dict(_write(resource)))
-        with _translated(kind, name):
+        with translated(kind, name):
             return _read(kind, self._client.replace(status, name))
 
     def delete(self, kind: type[Resource], name: str) -> None:
         """Ask for a resource's end. Raises: Unreachable."""
-        with contextlib.suppress(NotFound), _translated(kind, name):
+        with contextlib.suppress(NotFound), translated(kind, name):
             self._client.delete(_GENERIC[kind], name)
 
     def is_definition_going(self, kind: type[Resource]) -> bool:
         """Say whether a kind's definition is being removed, or gone. Raises: Unreachable."""
         name = f"{_PLURALS[kind]}.{GROUP}"
         try:
-            with _translated(CustomResourceDefinition, name):
+            with translated(CustomResourceDefinition, name):
                 definition = self._client.get(CustomResourceDefinition, name)
         except NotFound:
             return True
@@ -201,7 +201,7 @@ class KubernetesLeases:
 
     def __init__(self, kubeconfig: Path | None, namespace: str) -> None:
         """Raises: Invalid when no API server is known."""
-        self._client = _connected(kubeconfig, field_manager="aoe-csi-lease", namespace=namespace)
+        self._client = connected(kubeconfig, field_manager="aoe-csi-lease", namespace=namespace)
 
     def close(self) -> None:
         """Let go of the connections; no call may be under way."""
@@ -217,12 +217,12 @@ class KubernetesLeases:
                 renewTime=datetime.now(UTC),
             ),
         )
-        with _translated(Lease, node):
+        with translated(Lease, node):
             return _revision_of(self._client.apply(lease, force=True))
 
     def leases(self) -> Mapping[str, int]:
         """Return node → resource version. Raises: Unreachable."""
-        with _translated(Lease, ""):
+        with translated(Lease, ""):
             found = list(self._client.list(Lease, labels={_LEASE_LABEL: exists()}))
         return {
             lease.metadata.name.removeprefix(_LEASE_PREFIX): _revision_of(lease)
@@ -241,7 +241,7 @@ class KubernetesRegistrations:
 
     def __init__(self, kubeconfig: Path | None, namespace: str) -> None:
         """Raises: Invalid when no API server is known."""
-        self._client = _connected(kubeconfig, field_manager="aoe-csi-registrations", namespace=namespace)
+        self._client = connected(kubeconfig, field_manager="aoe-csi-registrations", namespace=namespace)
 
     def close(self) -> None:
         """Let go of the connections; no call may be under way."""
@@ -249,7 +249,7 @@ class KubernetesRegistrations:
 
     def node_ids(self) -> Mapping[str, str]:
         """Return node → our driver's node id there. Raises: Unreachable."""
-        with _translated(_CSI_NODE, ""):
+        with translated(_CSI_NODE, ""):
             return {
                 node.metadata.name: driver["nodeID"]
                 for node in self._client.list(_CSI_NODE, chunk_size=500)
@@ -260,7 +260,7 @@ class KubernetesRegistrations:
 
     def node_pods(self) -> Mapping[str, int]:
         """Return node → since when its node server's pod is there, if that is not ready. Raises: Unreachable."""
-        with _translated(Pod, ""):
+        with translated(Pod, ""):
             return {
                 pod.spec.nodeName: int(pod.metadata.creationTimestamp.timestamp())
                 for pod in self._client.list(Pod, labels=_NODE_PODS, chunk_size=500)
@@ -284,7 +284,7 @@ class KubernetesEvents:
     def __init__(self, kubeconfig: Path | None, component: str) -> None:
         """`component`: who says it, as `kubectl describe` shows. Raises: Invalid when no API server is known."""
         self._component = component
-        self._client = _connected(kubeconfig, field_manager=component, namespace=_EVENTS_NAMESPACE)
+        self._client = connected(kubeconfig, field_manager=component, namespace=_EVENTS_NAMESPACE)
 
     def close(self) -> None:
         """Let go of the connections; no call may be under way."""
@@ -308,7 +308,7 @@ class KubernetesEvents:
             count=1,
         )
         try:
-            with _translated(CoreEvent, name):
+            with translated(CoreEvent, name):
                 self._client.create(posted)
         except AoECsiError as error:
             log.warning("event cannot be posted", extra={"event_reason": event.reason, "error": str(error)})
@@ -396,7 +396,7 @@ class _Changes:
                 inbox.put(None if event == "DELETED" else resource)
 
 
-def _connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
+def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     """Return a client. Raises: Invalid when nothing says where the API server is."""
     try:
         config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
@@ -438,7 +438,7 @@ def _write(resource: Fields) -> GenericGlobalResource:
 
 
 @contextlib.contextmanager
-def _translated(kind: type[object], name: str, *, taken: type[AoECsiError] = Busy) -> Iterator[None]:
+def translated(kind: type[object], name: str, *, taken: type[AoECsiError] = Busy) -> Iterator[None]:
     """Turn what the API server says into the one error tree."""
     what = f"{kind.__name__} {name}".strip()
     try:

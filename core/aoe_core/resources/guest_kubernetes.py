@@ -1,0 +1,211 @@
+"""Guests' disks, claims and nodes on a real API server, as the stores of `guest_disk` and `claims` want them.
+
+Whatever is changed is changed over what was read: each write names the resource version that it is meant for, and a
+merge patch (RFC 7386) leaves alone what this code does not know.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import lightkube
+import msgspec
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.types import PatchType
+
+from aoe_core.errors import Invalid, NotFound
+from aoe_core.resources.claims import Claim, PersistentVolume
+from aoe_core.resources.fields import GROUP, VERSION
+from aoe_core.resources.guest_disk import AoEGuestDisk
+from aoe_core.resources.kubernetes import KubernetesRegistrations, connected, translated
+
+_DISK = create_namespaced_resource(GROUP, VERSION, "AoEGuestDisk", "aoeguestdisks")
+# As they come: of each a few fields are read, and what else is in them need not be known to this lightkube.
+_CLAIM = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+_VOLUME = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
+_NODE = create_global_resource("", "v1", "Node", "nodes")
+_CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
+_WHOLE = msgspec.json.Decoder(AoEGuestDisk)
+"""Never used: made before there are threads, as in `kubernetes`."""
+_EVERY_NAMESPACE = "*"
+
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""The annotation by which the scheduler says for which node a claim is to be provisioned (pkg/scheduler/framework/
+plugins/volumebinding)."""
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+"""The taint by which a person says that nothing runs on a node any more (KEP 2268)."""
+
+
+class _Client:
+    """A connection, and how it ends."""
+
+    def __init__(self, kubeconfig: Path | None, *, holder: str) -> None:
+        """`holder`: who writes, for the API server's records. Raises: Invalid when no API server is known."""
+        self._client = connected(kubeconfig, field_manager=holder)
+
+    def close(self) -> None:
+        """Let go of the connections; no call may be under way."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class KubernetesGuestDisks(_Client):
+    """AoEGuestDisks on an API server: a `GuestDiskStore`."""
+
+    def find(self, namespace: str, name: str) -> AoEGuestDisk | None:
+        """Return a guest's disk, None when it is not there. Raises: Unreachable."""
+        found = _find(self._client, _DISK, name, namespace=namespace)
+        return None if found is None else _read(found)
+
+    def list(self) -> tuple[AoEGuestDisk, ...]:
+        """Return every guest's disk, ordered by namespace and name. Raises: Unreachable."""
+        with translated(AoEGuestDisk, ""):
+            found = [_read(one) for one in self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=500)]
+        return tuple(sorted(found, key=lambda one: (one.metadata.namespace, one.metadata.name)))
+
+    def update_status(self, disk: AoEGuestDisk) -> AoEGuestDisk:
+        """Replace the status. Raises: NotFound, Busy, Invalid, Unreachable."""
+        meta = disk.metadata
+        content = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "AoEGuestDisk",
+            "metadata": {
+                "name": meta.name,
+                "namespace": meta.namespace,
+                "uid": meta.uid,
+                "resourceVersion": meta.resource_version,
+            },
+            # Of no effect here, and yet the schema wants one.
+            "spec": msgspec.to_builtins(disk.spec),
+            "status": msgspec.to_builtins(disk.status),
+        }
+        with translated(AoEGuestDisk, f"{meta.namespace}/{meta.name}"):
+            status = _DISK.Status.from_dict(content)
+            return _read(self._client.replace(status, meta.name, namespace=meta.namespace))
+
+    def put_finalizers(self, disk: AoEGuestDisk, finalizers: tuple[str, ...]) -> AoEGuestDisk:
+        """Replace the finalizers. Raises: NotFound, Busy, Unreachable."""
+        meta = disk.metadata
+        patch = _over(meta.uid, meta.resource_version, finalizers=list(finalizers))
+        with translated(AoEGuestDisk, f"{meta.namespace}/{meta.name}"):
+            return _read(
+                self._client.patch(_DISK, meta.name, patch, namespace=meta.namespace, patch_type=PatchType.MERGE)
+            )
+
+
+class KubernetesClaims(_Client):
+    """Claims, their volumes and classes on an API server: a `ClaimStore`."""
+
+    def find_claim(self, namespace: str, name: str) -> Claim | None:
+        """Return a claim, None when it is not there. Raises: Unreachable."""
+        found = _find(self._client, _CLAIM, name, namespace=namespace)
+        return None if found is None else _claim(found)
+
+    def find_volume(self, name: str) -> PersistentVolume | None:
+        """Return a PersistentVolume, None when it is not there. Raises: Unreachable."""
+        found = _find(self._client, _VOLUME, name)
+        return None if found is None else _volume(found)
+
+    def waits_for_consumer(self, storage_class: str) -> bool:
+        """Say whether claims of a class wait for their first consumer; those of a class that is not there wait for
+        nobody. Raises: Unreachable."""
+        found = _find(self._client, _CLASS, storage_class) if storage_class else None
+        return found is not None and found.get("volumeBindingMode") == "WaitForFirstConsumer"
+
+    def select_node(self, claim: Claim, node: str) -> None:
+        """Have a claim bound for a node. Raises: NotFound, Busy, Unreachable."""
+        self._patch(claim, annotations={SELECTED_NODE: node})
+
+    def put_claim_finalizers(self, claim: Claim, finalizers: tuple[str, ...]) -> None:
+        """Replace a claim's finalizers. Raises: NotFound, Busy, Unreachable."""
+        self._patch(claim, finalizers=list(finalizers))
+
+    def _patch(self, claim: Claim, **metadata: object) -> None:
+        patch = _over(claim.uid, claim.resource_version, **metadata)
+        with translated(Claim, f"{claim.namespace}/{claim.name}"):
+            self._client.patch(_CLAIM, claim.name, patch, namespace=claim.namespace, patch_type=PatchType.MERGE)
+
+
+class KubernetesHosts(_Client):
+    """The nodes that guests run on."""
+
+    def __init__(self, kubeconfig: Path | None, *, holder: str, registrations: KubernetesRegistrations) -> None:
+        """Raises: Invalid when no API server is known."""
+        super().__init__(kubeconfig, holder=holder)
+        self._registrations = registrations
+
+    def node_ids(self) -> Mapping[str, str]:
+        """Return node → our driver's node id there. Raises: Unreachable."""
+        return self._registrations.node_ids()
+
+    def is_given_up(self, node: str) -> bool:
+        """Say whether a node is out of service, or is no more. Raises: Unreachable."""
+        found = _find(self._client, _NODE, node)
+        return found is None or any(
+            one.get("key") == OUT_OF_SERVICE for one in _part(found, "spec").get("taints") or ()
+        )
+
+
+def _find(client: lightkube.Client, kind: Any, name: str, **where: str) -> Mapping[str, Any] | None:
+    try:
+        with translated(kind, name):
+            found: Mapping[str, Any] = client.get(kind, name, **where)
+            return found
+    except NotFound:
+        return None
+
+
+def _over(uid: str, resource_version: str, **metadata: object) -> dict[str, Any]:
+    """Return a patch of what has not changed since it was read, and is still the same object."""
+    return {"metadata": {"uid": uid, "resourceVersion": resource_version, **metadata}}
+
+
+def _read(raw: Mapping[str, Any]) -> AoEGuestDisk:
+    try:
+        return msgspec.convert(dict(raw), AoEGuestDisk)
+    except msgspec.ValidationError as error:
+        where = raw["metadata"]
+        raise Invalid(
+            f"AoEGuestDisk {where['namespace']}/{where['name']} cannot be read ({error}); was it made by another "
+            "version of the definitions?"
+        ) from error
+
+
+def _part(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of an object, which may be left out or null."""
+    return raw.get(name) or {}
+
+
+def _claim(raw: Mapping[str, Any]) -> Claim:
+    metadata, spec = raw["metadata"], _part(raw, "spec")
+    return Claim(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        bound=_part(raw, "status").get("phase") == "Bound",
+        volume_name=spec.get("volumeName") or "",
+        block=spec.get("volumeMode") == "Block",
+        storage_class=spec.get("storageClassName") or "",
+        selected_node=(metadata.get("annotations") or {}).get(SELECTED_NODE, ""),
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleting=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def _volume(raw: Mapping[str, Any]) -> PersistentVolume:
+    spec = _part(raw, "spec")
+    csi, claim = _part(spec, "csi"), _part(spec, "claimRef")
+    return PersistentVolume(
+        name=raw["metadata"]["name"],
+        driver=csi.get("driver") or "",
+        volume_handle=csi.get("volumeHandle") or "",
+        claim_uid=claim.get("uid") or "",
+        access_modes=tuple(spec.get("accessModes") or ()),
+        read_only=bool(csi.get("readOnly")),
+    )
