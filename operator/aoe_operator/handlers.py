@@ -22,6 +22,7 @@ import msgspec
 
 from aoe_core.errors import AoECsiError
 from aoe_core.resources.fields import GROUP, VERSION
+from aoe_core.resources.guest_disk import GRANT_FINALIZER, AoEGuestDisk, host_finalizer
 from aoe_core.resources.volume import AoEVolume
 from aoe_operator import metrics
 from aoe_operator.finalizer import FINALIZER
@@ -29,11 +30,13 @@ from aoe_operator.placing import ClusterRole
 from aoe_operator.storage import StorageRole
 
 Reconcile = Callable[[str], float | None]
+ReconcileWithin = Callable[[str, str], float | None]
+"""The same, of what has a namespace."""
+AskedFor = Callable[[Mapping[str, Any]], object]
+"""The fields of a status whose change calls a handler, of an object as it came."""
 _AGAIN_S = 1.0
 _REMEMBERED = 50_000
 """Objects of which a role knows what it has handled; some 300 bytes each."""
-_CLUSTER_FINALIZER = f"{GROUP}/cluster"
-"""The cluster role holds nothing back; kopf wants a name anyway."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class Handlers:
     registry: kopf.OperatorRegistry
     selectors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kind → which of its resources are seen; all of a kind that is not named."""
+    asked_for: Mapping[str, AskedFor] = dataclasses.field(default_factory=dict)
+    """Kind → what of its status calls the handlers, besides what is wanted; nothing of a kind that is not named."""
 
 
 def start_logs(*, as_json: bool, debug: bool) -> None:
@@ -107,8 +112,9 @@ class _Handled(kopf.DiffBaseStorage):
     happened in between may still have to be answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked_for: Mapping[str, AskedFor]) -> None:
         super().__init__()
+        self._asked_for = asked_for
         self._handled: OrderedDict[str, kopf.BodyEssence] = OrderedDict()
 
     def build(
@@ -117,10 +123,15 @@ class _Handled(kopf.DiffBaseStorage):
         body: kopf.Body,
         extra_fields: Iterable[kopf.FieldSpec] | None = None,  # noqa: ARG002 - no handler asks for fields.
     ) -> kopf.BodyEssence:
-        """Return what calls a handler when it changes: the spec, and annotations by which a person says something."""
+        """Return what calls a handler when it changes: the spec, annotations by which a person says something, and what
+        a role asks for of the status."""
         metadata = body.metadata
         said = {key: value for key, value in metadata.annotations.items() if key.startswith(f"{GROUP}/")}
-        essence = {"metadata": {"annotations": {**said, f"{GROUP}/generation": str(metadata["generation"])}}}
+        essence: dict[str, Any] = {
+            "metadata": {"annotations": {**said, f"{GROUP}/generation": str(metadata["generation"])}}
+        }
+        if (asked_for := self._asked_for.get(str(body["kind"]))) is not None:
+            essence["status"] = {"askedFor": asked_for(body)}
         return cast("kopf.BodyEssence", essence)
 
     def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
@@ -142,7 +153,7 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     settings.persistence.finalizer = handlers.finalizer
     prefix = f"{handlers.role}.{GROUP}"
     settings.persistence.progress_storage = _Progress(prefix=prefix, v1=False)
-    settings.persistence.diffbase_storage = _Handled()
+    settings.persistence.diffbase_storage = _Handled(handlers.asked_for)
     # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
     # keeps a worker for minutes, and a bad disk may have a dozen of those.
     settings.execution.max_workers = 32
@@ -156,6 +167,7 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
 
 
 _PLACED = ("aoevolumes", "aoesnapshots")
+_GUEST_DISKS = "aoeguestdisks"
 
 
 def storage(role: StorageRole, node: str) -> Handlers:
@@ -174,20 +186,45 @@ def storage(role: StorageRole, node: str) -> Handlers:
     )
 
 
-def cluster(role: ClusterRole) -> Handlers:
-    """Return the handlers of the cluster role."""
+def cluster(role: ClusterRole, grant: ReconcileWithin | None = None) -> Handlers:
+    """Return the handlers of the cluster role. `grant`: its half of guests' disks, where there are any."""
     registry = _registry()
     volumes = functools.partial(_call, "placement", role.place)
     nodes = functools.partial(_call, "aoenodes", role.decommission)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
         on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=functools.partial(_is_open, role))(volumes)
         on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
+    if grant is not None:
+        disks = functools.partial(_call_within, "grants", grant)
+        for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+            on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="grant")(disks)
     return Handlers(
         role="cluster",
-        finalizer=_CLUSTER_FINALIZER,
+        finalizer=GRANT_FINALIZER,
         registry=registry,
+        asked_for={AoEGuestDisk.__name__: _domain},
         # What a storage node has taken on is placed for good.
         selectors={"aoevolumes": "status.node="},
+    )
+
+
+def guests(reconcile: ReconcileWithin, host: str) -> Handlers:
+    """Return the handlers of one host's guests' disks.
+
+    All disks are seen: a guest may come from another host, and what was once here is held by a finalizer until it is
+    not. Each host has its own, and its own progress, since two of them see to one disk while a guest moves.
+    """
+    registry = _registry()
+    finalizer = host_finalizer(host)
+    disks = functools.partial(_call_within, _GUEST_DISKS, reconcile)
+    concerns = functools.partial(_concerns, host)
+    for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+        on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="reconcile", when=concerns)(disks)
+    return Handlers(
+        role=f"{finalizer.rpartition('/')[2]}.guests",
+        finalizer=finalizer,
+        registry=registry,
+        asked_for={AoEGuestDisk.__name__: functools.partial(_grant_of, host)},
     )
 
 
@@ -233,6 +270,28 @@ def _call(kind: str, reconcile: Reconcile, *, name: str, **_: Any) -> None:
         metrics.RECONCILED.labels(kind, result).observe(time.monotonic() - begin)
     if again_s is not None:
         raise kopf.TemporaryError("not as wanted yet; see the conditions of its status", delay=again_s)
+
+
+def _call_within(kind: str, reconcile: ReconcileWithin, *, namespace: str, name: str, **_: Any) -> None:
+    _call(kind, functools.partial(reconcile, namespace), name=name)
+
+
+def _concerns(host: str, *, spec: Mapping[str, Any], meta: Mapping[str, Any], **_: Any) -> bool:
+    """Whether a guest's disk is, or may be, a host's matter. As `wanted_hosts` says of one that has been read."""
+    guest = spec["libvirt"]
+    return host in (guest["host"], guest.get("migrateTo")) or host_finalizer(host) in (meta.get("finalizers") or ())
+
+
+def _domain(disk: Mapping[str, Any]) -> object:
+    """What calls the cluster role: its host has found the domain."""
+    return (disk.get("status") or {}).get("domainUuid")
+
+
+def _grant_of(host: str, disk: Mapping[str, Any]) -> object:
+    """What calls a host: the cluster role has found the volume, or has granted this host."""
+    status = disk.get("status") or {}
+    own = [one.get("grant") for one in status.get("hosts") or () if one["host"] == host]
+    return {"volume": status.get("volume"), "grants": own}
 
 
 def _is_open(role: ClusterRole, *, spec: Mapping[str, Any], status: Mapping[str, Any], **_: Any) -> bool:
