@@ -172,11 +172,22 @@ MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between
 test-main-pods: setup ## Test the main job on a whole cluster: the part of test-pods that fits into an hour with all others
 	$(PYTEST) $(MAIN_PODS)
 
+# What KubeVirt is built with, and its guests' disk; its programs take twenty minutes the first time.
+$(STAMPS)/kubevirt-packages: lab/kubevirt/host-packages.txt
+	@mkdir -p $(STAMPS)
+	@$(call apt_install,$$(sed 's/#.*//' $<))
+	@touch $@
+
+.PHONY: test-guests
+test-guests: setup $(STAMPS)/kubevirt-packages ## Test with guests of libvirt and of a real KubeVirt (hours)
+	$(PYTEST) tests/lab/test_guests.py tests/lab/test_guest_migration.py
+	$(PYTEST) tests/kubevirt
+
 .PHONY: test
 test: lint test-unit test-cluster test-main-pods test-lab ## Do all five, cheapest first
 
 .PHONY: test-long
-test-long: test-pods ## Run the tests that take minutes or hours
+test-long: test-pods $(STAMPS)/kubevirt-packages ## Run the tests that take minutes or hours
 	$(PYTEST) -m long tests
 
 .PHONY: bench bench-standalone bench-resources bench-claims

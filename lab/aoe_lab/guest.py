@@ -13,6 +13,7 @@ import secrets
 import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,24 +119,29 @@ def await_ready(name: str, timeout_s: float = BOOT_S) -> None:
 
 def ask(name: str, command: str, *, timeout_s: float = ANSWER_S) -> list[str]:
     """Have a guest do something; return the lines of its answer. Raises: LabError; OSError when it does not run."""
+    return ask_at(serial_socket(name), command, timeout_s=timeout_s)
+
+
+def ask_at(port: Path, command: str, *, timeout_s: float = ANSWER_S) -> list[str]:
+    """The same of a guest whose serial port is at a path."""
     token = secrets.token_hex(4)
     end = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(serial_socket(name)))
+        line.connect(str(port))
         # The empty line ends whatever an asker before us began to say.
         line.sendall(f"\n{token} {command}\n".encode())
         heard = b""
         while f"{token} .\n".encode() not in heard:
             left_s = end - time.monotonic()
             if left_s <= 0:
-                raise LabError(f"guest {name} does not answer {command!r} within {timeout_s:g} s")
+                raise LabError(f"the guest at {port} does not answer {command!r} within {timeout_s:g} s")
             line.settimeout(left_s)
             try:
                 received = line.recv(65536)
             except TimeoutError:
                 continue
             if not received:
-                raise LabError(f"guest {name} ended while it was asked {command!r}")
+                raise LabError(f"the guest at {port} ended while it was asked {command!r}")
             heard += received.replace(b"\r", b"")
     lines = heard.decode(errors="replace").splitlines()
     return [one.removeprefix(f"{token} ") for one in lines if one.startswith(f"{token} ")][:-1]
@@ -154,6 +160,8 @@ def main() -> int:
             await_ready(arguments[0])
         case "ask":
             answer = ask(arguments[0], " ".join(arguments[1:]))
+        case "ask-at":
+            answer = ask_at(Path(arguments[0]), " ".join(arguments[1:]))
         case _:
             raise LabError(f"aoe_lab.guest does not know {act!r}")
     print(json.dumps(answer))
@@ -163,8 +171,57 @@ def main() -> int:
 # --- from outside
 
 
+class GuestLine(ABC):
+    """What a guest's script does when it is asked, whoever runs the guest."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def ask(self, *words: str) -> list[str]:
+        """Have the guest do something; return the lines of its answer. Raises: LabError."""
+
+    def disks(self) -> tuple[SeenDisk, ...]:
+        """Return the disks the guest's kernel has."""
+        seen = []
+        for line in self.ask("disks"):
+            name, sectors, read_only, *serial = line.split(maxsplit=3)
+            seen.append(
+                SeenDisk(
+                    name=name,
+                    size_bytes=int(sectors) * SECTOR_BYTES,
+                    read_only=read_only == "1",
+                    serial="".join(serial).strip(),
+                )
+            )
+        return tuple(seen)
+
+    def write(self, disk: str, salt: str, block: int) -> bool:
+        """Write a block of 4 KiB and have it on stable storage; say whether the guest was told that it is."""
+        return self.ask("write", disk, salt, str(block)) == ["written"]
+
+    def holds(self, disk: str, salt: str, block: int) -> bool:
+        """Say whether a block is what `write` with this salt wrote."""
+        return self.ask("read", disk, salt, str(block)) == ["same"]
+
+    def start_writer(self, disk: str, salt: str) -> None:
+        """Have it write one block after the other, each on stable storage before the next."""
+        self.ask("writer", disk, salt)
+
+    def acknowledged(self) -> int:
+        """Return the number of the writer's newest block on stable storage, -1 before the first."""
+        return int(self.ask("acknowledged")[0])
+
+    def stop_writer(self) -> int:
+        """End the writer and return the number of its last block."""
+        return int(self.ask("stop")[0])
+
+    def wrong(self, disk: str, salt: str, last: int) -> int:
+        """Return how many of the blocks 0 to `last` are not what the writer wrote."""
+        return int(self.ask("check", disk, salt, str(last))[0])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
+class Guest(GuestLine):
     """A guest of a hypervisor machine."""
 
     machine: Machine
@@ -199,46 +256,8 @@ class Guest:
         """Return what virsh domstate says."""
         return self.machine.run(["virsh", "domstate", self.name]).stdout.strip()
 
-    def disks(self) -> tuple[SeenDisk, ...]:
-        """Return the disks the guest's kernel has."""
-        seen = []
-        for line in self._ask("disks"):
-            name, sectors, read_only, *serial = line.split(maxsplit=3)
-            seen.append(
-                SeenDisk(
-                    name=name,
-                    size_bytes=int(sectors) * SECTOR_BYTES,
-                    read_only=read_only == "1",
-                    serial="".join(serial).strip(),
-                )
-            )
-        return tuple(seen)
-
-    def write(self, disk: str, salt: str, block: int) -> bool:
-        """Write a block of 4 KiB and have it on stable storage; say whether the guest was told that it is."""
-        return self._ask("write", disk, salt, str(block)) == ["written"]
-
-    def holds(self, disk: str, salt: str, block: int) -> bool:
-        """Say whether a block is what `write` with this salt wrote."""
-        return self._ask("read", disk, salt, str(block)) == ["same"]
-
-    def start_writer(self, disk: str, salt: str) -> None:
-        """Have it write one block after the other, each on stable storage before the next."""
-        self._ask("writer", disk, salt)
-
-    def acknowledged(self) -> int:
-        """Return the number of the writer's newest block on stable storage, -1 before the first."""
-        return int(self._ask("acknowledged")[0])
-
-    def stop_writer(self) -> int:
-        """End the writer and return the number of its last block."""
-        return int(self._ask("stop")[0])
-
-    def wrong(self, disk: str, salt: str, last: int) -> int:
-        """Return how many of the blocks 0 to `last` are not what the writer wrote."""
-        return int(self._ask("check", disk, salt, str(last))[0])
-
-    def _ask(self, *words: str) -> list[str]:
+    def ask(self, *words: str) -> list[str]:
+        """Have the guest do something; return the lines of its answer."""
         answer: list[str] = json.loads(_call(self.machine, "ask", self.name, *words, timeout_s=ANSWER_S + 60))
         return answer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from aoe_lab import Lab, Topology, progress
@@ -26,6 +26,7 @@ from aoe_lab.topology import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from aoe_lab.machine import Machine
@@ -58,6 +59,22 @@ def _helm(lab: Lab, plane: ControlPlane) -> Helm:
     return Helm(kubeconfig=plane.kubeconfig, place=lab.directory / "helm")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Additions:
+    """What a cluster's machines have for somebody else's software, installed later."""
+
+    images: dict[str, Path] = field(default_factory=dict)
+    """Name → OCI archive."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further name → the image's own."""
+    binaries: tuple[Path, ...] = ()
+    """Files for the tools disk's bin/."""
+    memory_mib: int = MEMORY_MIB
+
+
+NOTHING_MORE = Additions()
+
+
 @dataclass(slots=True, kw_only=True)
 class Cluster:
     """A running cluster; every machine of the lab is a node."""
@@ -68,13 +85,20 @@ class Cluster:
 
     @classmethod
     def start(
-        cls, *, storage: int = 1, compute: int = 1, sans: tuple[str, ...] = ("main",), name: str = "cluster"
+        cls,
+        *,
+        storage: int = 1,
+        compute: int = 1,
+        sans: tuple[str, ...] = ("main",),
+        name: str = "cluster",
+        more: Additions = NOTHING_MORE,
     ) -> Self:
         """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
-        store = ensure_store({**ensure_images(), image_name(): ensure_image()}, {_tagged(): _full_name()})
+        images = {**ensure_images(), image_name(): ensure_image(), **more.images}
+        store = ensure_store(images, {_tagged(): _full_name(), **more.tags})
         kubelet_program = ensure_programs()["kubelet"]
-        topology = Topology(storage=storage, compute=compute, sans=sans, memory_mib=MEMORY_MIB)
-        lab = Lab.start(topology, name=name, binaries=(kubelet_program, store))
+        topology = Topology(storage=storage, compute=compute, sans=sans, memory_mib=more.memory_mib)
+        lab = Lab.start(topology, name=name, binaries=(kubelet_program, store, *more.binaries))
         try:
             plane = ControlPlane.start(lab)
             cluster = cls(lab=lab, plane=plane, helm=_helm(lab, plane))

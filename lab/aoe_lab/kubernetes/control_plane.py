@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PORT = 6443
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
+FRONT_PROXY = "front-proxy-client"
+"""Who may say in whose name he asks, when the API server passes a request on."""
 READY_S = 120.0
 DEFINITIONS = CHECKOUT / "charts" / "aoe-csi" / "files" / "crds"
 
@@ -67,6 +69,7 @@ class ControlPlane:
         authority.issue("controller-manager", user="system:kube-controller-manager")
         authority.issue("scheduler", user="system:kube-scheduler")
         authority.issue("kubelet-client", user="apiserver-kubelet", group="system:masters")
+        authority.issue("front-proxy", user=FRONT_PROXY)
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         plane = cls(lab=lab, directory=directory, programs=programs, authority=authority, port=port, children={})
@@ -236,6 +239,16 @@ class ControlPlane:
             f"--kubelet-client-certificate={place / 'kubelet-client.crt'}",
             f"--kubelet-client-key={place / 'kubelet-client.key'}",
             "--kubelet-preferred-address-types=InternalIP",
+            # Aggregated APIs and webhooks of what may be installed: by their pods' addresses, since nobody here serves
+            # those of services.
+            "--enable-aggregator-routing=true",
+            f"--requestheader-client-ca-file={self.authority.certificate}",
+            f"--requestheader-allowed-names={FRONT_PROXY}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={place / 'front-proxy.crt'}",
+            f"--proxy-client-key-file={place / 'front-proxy.key'}",
         )
 
     def _start_controllers(self) -> None:

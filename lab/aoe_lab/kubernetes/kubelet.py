@@ -35,7 +35,7 @@ version = 2
 _CNI = """
 {{"cniVersion": "0.4.0", "name": "lab", "plugins": [{{
   "type": "bridge", "bridge": "pods", "isGateway": true, "mtu": 1500,
-  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}.0/24"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}
+  "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{subnet}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}
 """
 # What kube-proxy would do for the one service that there is, and a way back for what pods send.
 _RULES = f"""
@@ -102,6 +102,11 @@ WantedBy=multi-user.target
 }
 
 
+def pod_subnet(machine: Machine) -> str:
+    """Return the addresses of a node's pods."""
+    return f"{_POD_NETWORK}.{machine.spec.octet}.0/24"
+
+
 def join(machine: Machine, plane: ControlPlane) -> None:
     """Make a machine a node and wait until it is Ready. Its tools disk has kubelet and the archive of the images.
 
@@ -120,7 +125,7 @@ def join(machine: Machine, plane: ControlPlane) -> None:
         "/etc/kubernetes/kubelet.yaml": _KUBELET,
         "/etc/kubernetes/pods.nft": _RULES,
         "/etc/containerd/config.toml": _CONTAINERD.format(sandbox=SANDBOX),
-        "/etc/cni/net.d/10-lab.conflist": _CNI.format(subnet=f"{_POD_NETWORK}.{machine.spec.octet}"),
+        "/etc/cni/net.d/10-lab.conflist": _CNI.format(subnet=pod_subnet(machine)),
         **{f"/etc/systemd/system/{unit}": text.replace("@ADDRESS@", address) for unit, text in _UNITS.items()},
     }
     machine.run("mkdir -p /etc/kubernetes /etc/containerd /etc/cni/net.d /opt/cni /var/lib/kubelet")

@@ -1,0 +1,188 @@
+"""A virtual machine of KubeVirt's in a lab: made, plugged and asked as a user would, and its guest spoken to.
+
+The guest is reached by its serial console's socket on the node it runs on, as virt-handler does, since nobody here
+speaks the subresources' websockets.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aoe_lab.errors import LabError
+from aoe_lab.guest import ANSWER_S, BOOT_S, GuestLine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aoe_lab.kubernetes.cluster import Cluster
+    from aoe_lab.machine import Machine
+    from aoe_lab.process import Finished
+
+READY_S = 600.0
+MEMORY = "128Mi"
+ROOT = "root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualMachine(GuestLine):
+    """A VirtualMachine of a namespace. Its disk `root` is what it boots from."""
+
+    cluster: Cluster
+    namespace: str
+    name: str
+
+    @classmethod
+    def create(cls, cluster: Cluster, namespace: str, name: str, claims: dict[str, str]) -> VirtualMachine:
+        """Make one that is to run. `claims`: name of a disk → its claim; `root` is the first of them."""
+        made = cls(cluster=cluster, namespace=namespace, name=name)
+        content = {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachine",
+            "metadata": {"name": name},
+            "spec": {
+                "runStrategy": "Always",
+                "template": {
+                    "metadata": {"labels": {"guest": name}},
+                    "spec": {
+                        "terminationGracePeriodSeconds": 5,
+                        "domain": {
+                            "cpu": {"cores": 1},
+                            "memory": {"guest": MEMORY},
+                            "devices": {
+                                "autoattachPodInterface": False,
+                                "autoattachGraphicsDevice": False,
+                                "autoattachMemBalloon": False,
+                                "logSerialConsole": False,
+                                "disks": [_disk(one) for one in claims],
+                            },
+                        },
+                        "volumes": [_volume(one, claim) for one, claim in claims.items()],
+                    },
+                },
+            },
+        }
+        made._kubectl("apply", "-f", "-", stdin=json.dumps(content))
+        return made
+
+    def plug(self, disk: str, claim: str, *, bus: str = "virtio") -> None:
+        """Add a claim to the machine's spec as a disk that comes and goes while it runs; its serial is the disk's
+        name."""
+        spec = self._template()
+        spec["domain"]["devices"]["disks"].append(_disk(disk, bus))
+        spec["volumes"].append(_volume(disk, claim, hotpluggable=True))
+        self._put_template(spec)
+
+    def unplug(self, disk: str) -> None:
+        """Take a disk out of the spec."""
+        spec = self._template()
+        devices = spec["domain"]["devices"]
+        devices["disks"] = [one for one in devices["disks"] if one["name"] != disk]
+        spec["volumes"] = [one for one in spec["volumes"] if one["name"] != disk]
+        self._put_template(spec)
+
+    def await_phase(self, disk: str, phase: str | None, timeout_s: float = READY_S) -> None:
+        """Wait until a disk's volume is in a phase (Ready), or is known no more (None). Raises: LabError."""
+
+        def missing() -> str | None:
+            found = [
+                one.get("phase") for one in self._instance()["status"].get("volumeStatus", ()) if one["name"] == disk
+            ]
+            return None if found == ([] if phase is None else [phase]) else f"disk {disk}: {found}"
+
+        self.cluster.await_(missing, f"disk {disk} of {self.name} to be {phase or 'gone'}", timeout_s)
+
+    def await_running(self) -> None:
+        """Wait until it is Ready and its guest answers. Raises: LabError with what is said instead."""
+        self.await_said(lambda: self._said("vm", "{.status.printableStatus}"), "Running")
+        # Its kernel is emulated by an emulated processor.
+        self.cluster.await_(self._silent, f"guest {self.name} to answer", BOOT_S)
+
+    def await_said(self, say: Callable[[], str], wanted: str, timeout_s: float = READY_S) -> None:
+        """Wait until something is said. Raises: LabError."""
+        self.cluster.await_(
+            lambda: None if (said := say()) == wanted else f"it says {said!r}", f"{self.name} {wanted}", timeout_s
+        )
+
+    def stop(self) -> None:
+        """Have it halted, and wait until it is."""
+        self._strategy("Halted")
+        self.await_said(lambda: self._said("vm", "{.status.printableStatus}"), "Stopped")
+
+    def start(self) -> None:
+        """Have it run again, and wait until its guest answers."""
+        self._strategy("Always")
+        self.await_running()
+
+    def delete(self) -> None:
+        """End it."""
+        self._kubectl("delete", "vm", self.name, "--timeout=300s", timeout_s=330)
+
+    def node(self) -> Machine:
+        """Return the machine it runs on. Raises: LabError when it runs on none."""
+        name = self._said("vmi", "{.status.nodeName}")
+        return self.cluster.lab.machine(name)
+
+    def domain_xml(self) -> str:
+        """Return what libvirt in its pod has of it."""
+        pod = self._kubectl(
+            "get", "pods", f"--selector=kubevirt.io=virt-launcher,guest={self.name}", "--output=name"
+        ).stdout.split()[-1]  # fmt: skip
+        domain = f"{self.namespace}_{self.name}"
+        return self._kubectl("exec", pod, "-c", "compute", "--", "virsh", "dumpxml", domain, timeout_s=120).stdout
+
+    def ask(self, *words: str) -> list[str]:
+        """Have the guest do something; return the lines of its answer."""
+        uid = self._said("vmi", "{.metadata.uid}")
+        node = self.node()
+        directory = "/var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/private"
+        found = node.run(f"ls -t {directory}/{uid}/virt-serial0", check=False).stdout.split()
+        if not found:
+            raise LabError(f"guest {self.name} has no console on {node.name}")
+        command = ["aoe-python", "-m", "aoe_lab.guest", "ask-at", found[0], *words]
+        answer: list[str] = json.loads(node.run(command, timeout_s=ANSWER_S + 60).stdout)
+        return answer
+
+    def _silent(self) -> str | None:
+        try:
+            return None if self.ask("ping") == ["pong"] else "it says nothing"
+        except LabError as error:
+            return str(error)
+
+    def _strategy(self, strategy: str) -> None:
+        self._kubectl(
+            "patch", "vm", self.name, "--type=merge", f"--patch={json.dumps({'spec': {'runStrategy': strategy}})}"
+        )
+
+    def _template(self) -> dict[str, Any]:
+        found = json.loads(self._kubectl("get", "vm", self.name, "--output=json").stdout)
+        return dict(found["spec"]["template"]["spec"])
+
+    def _put_template(self, spec: dict[str, Any]) -> None:
+        patch = {
+            "spec": {
+                "template": {"spec": {"domain": {"devices": spec["domain"]["devices"]}, "volumes": spec["volumes"]}}
+            }
+        }
+        self._kubectl("patch", "vm", self.name, "--type=merge", f"--patch={json.dumps(patch)}")
+
+    def _instance(self) -> dict[str, Any]:
+        return dict(json.loads(self._kubectl("get", "vmi", self.name, "--output=json").stdout))
+
+    def _said(self, kind: str, path: str) -> str:
+        return self._kubectl("get", kind, self.name, f"--output=jsonpath={path}", check=False).stdout
+
+    def _kubectl(self, *words: str, stdin: str | None = None, check: bool = True, timeout_s: float = 60) -> Finished:
+        return self.cluster.plane.kubectl(
+            f"--namespace={self.namespace}", *words, stdin=stdin, check=check, timeout_s=timeout_s
+        )
+
+
+def _disk(name: str, bus: str = "virtio") -> dict[str, Any]:
+    return {"name": name, "serial": name, "disk": {"bus": bus}, **({"bootOrder": 1} if name == ROOT else {})}
+
+
+def _volume(name: str, claim: str, *, hotpluggable: bool = False) -> dict[str, Any]:
+    source = {"claimName": claim, **({"hotpluggable": True} if hotpluggable else {})}
+    return {"name": name, "persistentVolumeClaim": source}
