@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of one storage and two compute machines and two SANs, with aoe-csi installed by its chart."""
+    """A cluster of one storage and two compute machines and two SANs, with aoe-csi installed by its chart.
+
+    AOE_LAB_COMPUTE says how many compute machines otherwise: the tests of `make test-main-pods` do with one, since the
+    storage machine is a node, too.
+    """
     if running := os.environ.get("AOE_LAB_CLUSTER"):
         attached = Cluster.attach(running)
         attached.lab.heal()
         yield attached
         return
-    with Cluster.start(storage=1, compute=2, sans=("main", "second"), name=f"{default_name()}-pods") as started:
+    compute = int(os.environ.get("AOE_LAB_COMPUTE", "2"))
+    with Cluster.start(storage=1, compute=compute, sans=("main", "second"), name=f"{default_name()}-pods") as started:
         started.install()
         started.await_ready()
         yield started

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def test_ext4_and_moving_between_nodes(cluster: Cluster, claims: Claims) -> None:
-    first, second = (machine.name for machine in cluster.compute_machines)
+    first, second, *_ = (machine.name for machine in (*cluster.compute_machines, *cluster.storage_machines))
     claims.claim("data", storage_class="thick")
     claims.pod("writer", "data", node=first)
     claims.await_running("writer")

@@ -128,9 +128,15 @@ state: /var/lib/aoe-csi
   ports:
   - name: {{ .name }}
     containerPort: {{ .port }}
+  # It answers once the driver does. On a node that is busy starting, all who were killed for being late would start once
+  # more, and keep it busy.
+  startupProbe:
+    httpGet: {path: /healthz/leader-election, port: {{ .name }}}
+    periodSeconds: 5
+    timeoutSeconds: 10
+    failureThreshold: 120
   livenessProbe:
     httpGet: {path: /healthz/leader-election, port: {{ .name }}}
-    initialDelaySeconds: 30
     periodSeconds: 20
     timeoutSeconds: 10
   resources: {{- toYaml $common.resources | nindent 4 }}
