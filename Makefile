@@ -154,9 +154,10 @@ evidence-pods-sanity: setup
 evidence-pods-churn: setup
 	$(PYTEST) --evidence pods-churn -m long tests/pods/test_churn.py
 
+# They wait more than they work: three control planes at a time.
 .PHONY: test-cluster
 test-cluster: setup ## Test on a real Kubernetes control plane, built from its modules (the first time some ten minutes)
-	$(PYTEST) -m 'not long' tests/cluster
+	$(PYTEST) -n 3 --dist worksteal -m 'not long' tests/cluster
 
 .PHONY: test-pods
 test-pods: setup ## Test on a whole cluster: kubelets, sidecars, pods (the first time some twenty minutes)
@@ -166,8 +167,7 @@ test-pods: setup ## Test on a whole cluster: kubelets, sidecars, pods (the first
 # The rest takes an hour and more, a lost writer that is fenced five minutes of it.
 PODS = tests/pods/test_
 MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between_nodes \
-	$(PODS)volumes.py::test_a_snapshot_becomes_a_larger_claim_and_a_claim_is_cloned \
-	$(PODS)topology.py::test_a_claim_s_san_chooses_its_pod_s_node
+	$(PODS)volumes.py::test_a_snapshot_becomes_a_larger_claim_and_a_claim_is_cloned
 
 .PHONY: test-main-pods
 test-main-pods: setup ## Test the main job on a whole cluster: the part of test-pods that fits into an hour with all others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def plane() -> Iterator[ControlPlane]:
-    """A control plane without machines, with our custom resources defined."""
+    """A control plane without machines, with our custom resources defined; one for each process that tests share."""
     topology = Topology(storage=0, compute=0, sans=())
-    with Lab.start(topology, name=f"{default_name()}-api") as lab, ControlPlane.start(lab) as started:
+    name = f"{default_name()}-api{os.environ.get('PYTEST_XDIST_WORKER', '')}"
+    with Lab.start(topology, name=name) as lab, ControlPlane.start(lab) as started:
         started.define_resources()
         yield started
 

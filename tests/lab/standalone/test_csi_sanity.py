@@ -13,6 +13,8 @@ from aoe_lab.csi_sanity import run_csi_sanity
 from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import SOCKET, THICK, THIN, Standalone
 
+pytestmark = pytest.mark.long
+
 CONTROLLER = "/run/sanity-controller.sock"
 
 
@@ -44,7 +46,7 @@ LONG = (
 
 @pytest.mark.parametrize(
     "lanes",
-    [pytest.param(SHORT, id="thin-mount"), pytest.param(LONG, id="the-others", marks=pytest.mark.long)],
+    [pytest.param(SHORT, id="thin-mount"), pytest.param(LONG, id="the-others")],
 )
 def test_csi_sanity(cluster: Standalone, evidence: Evidence, lanes: tuple[tuple[Run, ...], ...]) -> None:
     def follow(lane: tuple[Run, ...]) -> list[str]:
