@@ -12,7 +12,7 @@ from aoe_lab.verifying import Writer
 BLOCKS = 2000
 
 
-@pytest.mark.parametrize(("pool", "cuts"), [(THICK, 1), (THIN, 1)])
+@pytest.mark.parametrize(("pool", "cuts"), [(THICK, 1), pytest.param(THIN, 1, marks=pytest.mark.long)])
 def test_nothing_acknowledged_is_lost_by_power_cuts(
     cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence, pool: str, cuts: int
 ) -> None:
