@@ -2,17 +2,16 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Self
 
 import prometheus_client
 
 from aoe_core.attach.attacher import Attacher
-from aoe_core.errors import AoECsiError
 from aoe_core.guests.autostart import Autostart
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
+from aoe_operator.background import attempt
 from aoe_operator.guests import GuestsRole
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class GuestsProcess:
             # Each on its own: a volume whose storage node is silent holds up no other's guest.
             # Who starts guests looks first: once their devices are there, nothing tells that they waited.
             for work in (self.start_guests, self.ready, self.start_guests, self.sweep):
-                _attempt(work)
+                attempt(work, work.__name__)
             if self._stop.wait(self._sweep_s):
                 return
 
@@ -83,7 +82,7 @@ class GuestsProcess:
         """Mend what libvirt shows otherwise than it was left, and tell of what nobody speaks of."""
         for namespace, name in self._role.find_drifted():
             log.warning("a guest's disk is not as it was", extra={"guest_disk": f"{namespace}/{name}"})
-            _attempt(partial(self._role.reconcile, namespace, name))
+            attempt(partial(self._role.reconcile, namespace, name), f"reconcile {namespace}/{name}")
         orphans = {one.volume_id: one for one in self._role.find_orphans()}
         _ORPHANS.set(len(orphans))
         for volume_id in sorted(orphans.keys() - self._orphans):
@@ -94,13 +93,3 @@ class GuestsProcess:
                 extra={"volume": volume_id, "domain": record.domain_name, "was_for": record.origin.endpoint},
             )
         self._orphans = frozenset(orphans)
-
-
-def _attempt(work: Callable[[], object]) -> None:
-    try:
-        work()
-    except AoECsiError as error:
-        log.error("background work failed", extra={"error": str(error)})
-    except Exception:
-        # The thread must outlive a bug in one round.
-        log.exception("background work failed")

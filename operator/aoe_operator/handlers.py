@@ -168,6 +168,7 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
 
 _PLACED = ("aoevolumes", "aoesnapshots")
 _GUEST_DISKS = "aoeguestdisks"
+_FROM_BEGINNING_TO_END = (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete)
 
 
 def storage(role: StorageRole, node: str) -> Handlers:
@@ -176,7 +177,7 @@ def storage(role: StorageRole, node: str) -> Handlers:
     volumes = functools.partial(_call_unless_told, role)
     snapshots = functools.partial(_call, "aoesnapshots", role.reconcile_snapshot)
     for plural, handler in zip(_PLACED, (volumes, snapshots), strict=True):
-        for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+        for on in _FROM_BEGINNING_TO_END:
             on(GROUP, VERSION, plural, registry=registry, id="reconcile")(handler)
     return Handlers(
         role="storage",
@@ -196,7 +197,7 @@ def cluster(role: ClusterRole, grant: ReconcileWithin | None = None) -> Handlers
         on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
     if grant is not None:
         disks = functools.partial(_call_within, "grants", grant)
-        for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+        for on in _FROM_BEGINNING_TO_END:
             on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="grant")(disks)
     return Handlers(
         role="cluster",
@@ -218,7 +219,7 @@ def guests(reconcile: ReconcileWithin, host: str) -> Handlers:
     finalizer = host_finalizer(host)
     disks = functools.partial(_call_within, _GUEST_DISKS, reconcile)
     concerns = functools.partial(_concerns, host)
-    for on in (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.on.delete):
+    for on in _FROM_BEGINNING_TO_END:
         on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="reconcile", when=concerns)(disks)
     return Handlers(
         role=f"{finalizer.rpartition('/')[2]}.guests",

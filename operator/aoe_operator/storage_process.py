@@ -23,6 +23,7 @@ from aoe_core.resources.store import Store
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import Engine
 from aoe_operator import metrics, shelves, storage_node
+from aoe_operator.background import attempt
 from aoe_operator.seen import Seen
 from aoe_operator.storage import StorageRole
 
@@ -103,9 +104,9 @@ class StorageProcess:
     def _repeat(self, work: Callable[[], None], every_s: float) -> None:
         # The sweep is for what reconciliation has left over, so it begins with a pause.
         if work != self.sweep:
-            _attempt(work)
+            attempt(work, work.__name__)
         while not self._stop.wait(every_s):
-            _attempt(work)
+            attempt(work, work.__name__)
 
     def beat(self) -> None:
         """Renew the Lease; ask for the process's end when its AoENode says something else now."""
@@ -173,16 +174,6 @@ class StorageProcess:
                 continue
             log.warning("addresses ran short; a further shelf is claimed", extra={"shelf": claim.metadata.name})
             self._stop.set()
-
-
-def _attempt(work: Callable[[], None]) -> None:
-    try:
-        work()
-    except AoECsiError as error:
-        log.error("background work failed", extra={"work": work.__name__, "error": str(error)})
-    except Exception:
-        # The thread must outlive a bug in one round.
-        log.exception("background work failed", extra={"work": work.__name__})
 
 
 def await_node(store: Store, name: str) -> AoENode:
