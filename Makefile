@@ -71,8 +71,11 @@ lock: venv ## Pin anew, after a change of pyproject.toml, what everything is bui
 	$(LOCK) --extra kubernetes --constraint requirements/dev.txt pyproject.toml \
 		--output-file requirements/image.txt >/dev/null
 
-# One package a line, # begins a comment. Without apt (another distribution) the names are shown instead.
+# One package a line, # begins a comment. Without apt (another distribution) the names are shown instead. What KubeVirt
+# and its guests' disk are built with is for those alone who test with them.
 $(STAMPS)/packages: $(wildcard lab/packages.txt)
+$(STAMPS)/kubevirt-packages: lab/kubevirt/host-packages.txt
+$(STAMPS)/packages $(STAMPS)/kubevirt-packages:
 	@mkdir -p $(STAMPS)
 	@wanted=$$(sed 's/#.*//' /dev/null $^); missing=''; \
 	if ! command -v apt-get >/dev/null; then \
@@ -172,12 +175,6 @@ MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between
 .PHONY: test-main-pods
 test-main-pods: setup ## Test the main job on a whole cluster: the part of test-pods that fits into an hour with all others
 	AOE_LAB_COMPUTE=1 $(PYTEST) $(MAIN_PODS)
-
-# What KubeVirt is built with, and its guests' disk; its programs take twenty minutes the first time.
-$(STAMPS)/kubevirt-packages: lab/kubevirt/host-packages.txt
-	@mkdir -p $(STAMPS)
-	@$(call apt_install,$$(sed 's/#.*//' $<))
-	@touch $@
 
 .PHONY: test-guests
 test-guests: setup $(STAMPS)/kubevirt-packages ## Test with guests of libvirt and of a real KubeVirt (hours)

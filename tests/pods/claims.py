@@ -50,8 +50,7 @@ class Claims:
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Apply objects."""
-        content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        self.kubectl("apply", "-f", "-", stdin=json.dumps(content))
+        self.cluster.plane.apply(*objects, namespace=self.name)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object."""

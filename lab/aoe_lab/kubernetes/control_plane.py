@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aoe_lab import process, progress
 from aoe_lab.cachedir import CHECKOUT
@@ -181,6 +181,12 @@ class ControlPlane:
         """Run kubectl as an administrator, or as another identity. Raises: CommandFailed unless `check` is false."""
         config = f"--kubeconfig={self.directory / f'{as_}.conf'}"
         return process.run([self.programs["kubectl"], config, *words], stdin=stdin, check=check, timeout_s=timeout_s)
+
+    def apply(self, *objects: dict[str, Any], namespace: str | None = None) -> None:
+        """Apply objects, as an administrator. `namespace`: that of them all; each may name its own otherwise."""
+        content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        where = [] if namespace is None else [f"--namespace={namespace}"]
+        self.kubectl("apply", *where, "-f", "-", stdin=json.dumps(content))
 
     def stop(self) -> None:
         """End it; what it remembered is gone with the lab's directory."""

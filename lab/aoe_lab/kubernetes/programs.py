@@ -7,6 +7,7 @@ programs' own go.mod carry replace lines, which `go install` refuses, and which 
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +36,14 @@ class Module:
     """Whether it links against the host's C libraries."""
 
     @property
+    def source(self) -> Path:
+        """The folder."""
+        return MODULES / self.folder
+
+    @property
     def version(self) -> str:
         """The version of `versioned`, as its go.mod says."""
-        text = (MODULES / self.folder / "go.mod").read_text(encoding="utf-8")
+        text = (self.source / "go.mod").read_text(encoding="utf-8")
         match = re.search(rf"^\s*(?:require )?{re.escape(self.versioned)} (v\S+)", text, re.MULTILINE)
         return match[1] if match else "v0.0.0"
 
@@ -120,30 +126,33 @@ def ensure_programs(modules: Sequence[Module] = (ETCD, KUBERNETES)) -> dict[str,
 
 def snapshot_definitions() -> Path:
     """Return the directory of the snapshot API's custom resource definitions, as the snapshotter's client has them."""
-    source = MODULES / SIDECARS.folder
-    client = f"{_CSI}/external-snapshotter/client/v8"
 
     def build(place: Path) -> None:
-        for file in source.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
-        process.run(["go", "mod", "download", client], cwd=place, timeout_s=600)
-        found = process.run(["go", "list", "-m", "-f", "{{.Dir}}", client], cwd=place, timeout_s=60)
-        definitions = Path(found.stdout.strip()) / "config" / "crd"
-        for file in place.iterdir():
-            file.unlink()
+        definitions = source_of(f"{_CSI}/external-snapshotter/client/v8", SIDECARS.source) / "config" / "crd"
         for file in definitions.glob("snapshot.storage.k8s.io_*.yaml"):
             (place / file.name).write_bytes(file.read_bytes())
 
-    return built("snapshot-definitions", content_key(source), "fetching the snapshot API's definitions", build)
+    return built("snapshot-definitions", content_key(SIDECARS.source), "fetching the snapshot API's definitions", build)
+
+
+def source_of(dependency: str, source: Path) -> Path:
+    """Return the directory in Go's cache of what a module requires. `source`: that module's folder."""
+    with tempfile.TemporaryDirectory() as copy:
+        _copy(source, Path(copy))
+        process.run(["go", "mod", "download", dependency], cwd=Path(copy), timeout_s=600)
+        found = process.run(["go", "list", "-m", "-f", "{{.Dir}}", dependency], cwd=Path(copy), timeout_s=60)
+    return Path(found.stdout.strip())
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Go works in a copy of a module, so that nothing is ever written to the checkout."""
+    for file in source.iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
 
 
 def _built(module: Module) -> Path:
-    source = MODULES / module.folder
-
     def build(place: Path) -> None:
-        # In a copy, so that nothing is ever written to the checkout.
-        for file in source.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
+        _copy(module.source, place)
         packages = list(module.packages.values())
         process.run(
             [
@@ -170,5 +179,5 @@ def _built(module: Module) -> Path:
             if made != place / name:
                 made.rename(place / name)
 
-    key = content_key(source, *sorted(module.packages.values()), module.link_flags())
+    key = content_key(module.source, *sorted(module.packages.values()), module.link_flags())
     return built(module.name, key, f"building {module.name} {module.version}", build)

@@ -17,7 +17,7 @@ from aoe_lab.cachedir import CHECKOUT, built, content_key
 from aoe_lab.container_images import Configuration, write_archive
 from aoe_lab.image import DROPPED_PATHS, debian_sources
 from aoe_lab.image import RELEASE as HOST_RELEASE
-from aoe_lab.kubernetes.programs import KUBEVIRT, MODULES, ensure_programs
+from aoe_lab.kubernetes.programs import KUBEVIRT, ensure_programs, source_of
 
 RECIPE = CHECKOUT / "lab" / "kubevirt"
 RELEASE = "trixie"
@@ -77,20 +77,14 @@ def ensure_images() -> Images:
 
 def ensure_sources() -> Path:
     """Return a directory with the files of KubeVirt's module that its images and its installation need."""
-    source = MODULES / KUBEVIRT.folder
 
     def build(place: Path) -> None:
-        for file in source.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
-        process.run(["go", "mod", "download", KUBEVIRT.versioned], cwd=place, timeout_s=600)
-        found = process.run(["go", "list", "-m", "-f", "{{.Dir}}", KUBEVIRT.versioned], cwd=place, timeout_s=60)
-        for file in place.iterdir():
-            file.unlink()
+        source = source_of(KUBEVIRT.versioned, KUBEVIRT.source)
         for path in (*_SOURCES, *_MANIFESTS):
             (place / path).parent.mkdir(parents=True, exist_ok=True)
-            (place / path).write_bytes((Path(found.stdout.strip()) / path).read_bytes())
+            (place / path).write_bytes((source / path).read_bytes())
 
-    key = content_key(source, repr((_SOURCES, _MANIFESTS)))
+    key = content_key(KUBEVIRT.source, repr((_SOURCES, _MANIFESTS)))
     return built("kubevirt-sources", key, "fetching KubeVirt's manifests", build)
 
 

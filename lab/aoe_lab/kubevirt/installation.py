@@ -6,7 +6,6 @@ there is no virtctl, no CDI, and one replica of each.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from aoe_lab import process, progress
@@ -44,12 +43,12 @@ def install(cluster: Cluster) -> None:
     for machine in cluster.compute_machines:
         cluster.plane.kubectl("label", "node", machine.name, *LABELS, "--overwrite")
     with progress.step(f"installing KubeVirt {KUBEVIRT.version}"):
-        _apply(cluster, *_first())
+        cluster.plane.apply(*_first())
         for text in manifests(NAMESPACE):
             cluster.plane.kubectl("apply", "--server-side", "-f", "-", stdin=text)
         cluster.plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/kubevirts.kubevirt.io",
                               timeout_s=90)  # fmt: skip
-        _apply(cluster, _operator(), _wanted())
+        cluster.plane.apply(_operator(), _wanted())
     cluster.await_(lambda: _missing(cluster), "KubeVirt to be deployed", DEPLOYED_S)
 
 
@@ -67,11 +66,6 @@ def _route_pods(cluster: Cluster) -> None:
         for other in cluster.lab.machines:
             if other is not machine:
                 other.run(route)
-
-
-def _apply(cluster: Cluster, *objects: dict[str, Any]) -> None:
-    content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-    cluster.plane.kubectl("apply", "-f", "-", stdin=json.dumps(content))
 
 
 def _first() -> tuple[dict[str, Any], ...]:

@@ -14,8 +14,6 @@ from aoe_lab.errors import LabError
 from aoe_lab.guest import ANSWER_S, BOOT_S, GuestLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aoe_lab.kubernetes.cluster import Cluster
     from aoe_lab.machine import Machine
     from aoe_lab.process import Finished
@@ -66,11 +64,11 @@ class VirtualMachine(GuestLine):
         made._kubectl("apply", "-f", "-", stdin=json.dumps(content))
         return made
 
-    def plug(self, disk: str, claim: str, *, bus: str = "virtio") -> None:
+    def plug(self, disk: str, claim: str) -> None:
         """Add a claim to the machine's spec as a disk that comes and goes while it runs; its serial is the disk's
         name."""
         spec = self._template()
-        spec["domain"]["devices"]["disks"].append(_disk(disk, bus))
+        spec["domain"]["devices"]["disks"].append(_disk(disk))
         spec["volumes"].append(_volume(disk, claim, hotpluggable=True))
         self._put_template(spec)
 
@@ -82,7 +80,7 @@ class VirtualMachine(GuestLine):
         spec["volumes"] = [one for one in spec["volumes"] if one["name"] != disk]
         self._put_template(spec)
 
-    def await_phase(self, disk: str, phase: str | None, timeout_s: float = READY_S) -> None:
+    def await_phase(self, disk: str, phase: str | None) -> None:
         """Wait until a disk's volume is in a phase (Ready), or is known no more (None). Raises: LabError."""
 
         def missing() -> str | None:
@@ -91,28 +89,22 @@ class VirtualMachine(GuestLine):
             ]
             return None if found == ([] if phase is None else [phase]) else f"disk {disk}: {found}"
 
-        self.cluster.await_(missing, f"disk {disk} of {self.name} to be {phase or 'gone'}", timeout_s)
+        self.cluster.await_(missing, f"disk {disk} of {self.name} to be {phase or 'gone'}", READY_S)
 
     def await_running(self) -> None:
         """Wait until it is Ready and its guest answers. Raises: LabError with what is said instead."""
-        self.await_said(lambda: self._said("vm", "{.status.printableStatus}"), "Running")
+        self._await_status("Running")
         # Its kernel is emulated by an emulated processor.
         self.cluster.await_(self._silent, f"guest {self.name} to answer", BOOT_S)
 
-    def await_said(self, say: Callable[[], str], wanted: str, timeout_s: float = READY_S) -> None:
-        """Wait until something is said. Raises: LabError."""
-        self.cluster.await_(
-            lambda: None if (said := say()) == wanted else f"it says {said!r}", f"{self.name} {wanted}", timeout_s
-        )
-
     def stop(self) -> None:
         """Have it halted, and wait until it is."""
-        self._strategy("Halted")
-        self.await_said(lambda: self._said("vm", "{.status.printableStatus}"), "Stopped")
+        self._patch({"runStrategy": "Halted"})
+        self._await_status("Stopped")
 
     def start(self) -> None:
         """Have it run again, and wait until its guest answers."""
-        self._strategy("Always")
+        self._patch({"runStrategy": "Always"})
         self.await_running()
 
     def delete(self) -> None:
@@ -144,28 +136,29 @@ class VirtualMachine(GuestLine):
         answer: list[str] = json.loads(node.run(command, timeout_s=ANSWER_S + 60).stdout)
         return answer
 
+    def _await_status(self, wanted: str) -> None:
+        def missing() -> str | None:
+            said = self._said("vm", "{.status.printableStatus}")
+            return None if said == wanted else f"it says {said!r}"
+
+        self.cluster.await_(missing, f"{self.name} {wanted}", READY_S)
+
     def _silent(self) -> str | None:
         try:
             return None if self.ask("ping") == ["pong"] else "it says nothing"
         except LabError as error:
             return str(error)
 
-    def _strategy(self, strategy: str) -> None:
-        self._kubectl(
-            "patch", "vm", self.name, "--type=merge", f"--patch={json.dumps({'spec': {'runStrategy': strategy}})}"
-        )
-
     def _template(self) -> dict[str, Any]:
         found = json.loads(self._kubectl("get", "vm", self.name, "--output=json").stdout)
         return dict(found["spec"]["template"]["spec"])
 
     def _put_template(self, spec: dict[str, Any]) -> None:
-        patch = {
-            "spec": {
-                "template": {"spec": {"domain": {"devices": spec["domain"]["devices"]}, "volumes": spec["volumes"]}}
-            }
-        }
-        self._kubectl("patch", "vm", self.name, "--type=merge", f"--patch={json.dumps(patch)}")
+        devices, volumes = spec["domain"]["devices"], spec["volumes"]
+        self._patch({"template": {"spec": {"domain": {"devices": devices}, "volumes": volumes}}})
+
+    def _patch(self, spec: dict[str, Any]) -> None:
+        self._kubectl("patch", "vm", self.name, "--type=merge", f"--patch={json.dumps({'spec': spec})}")
 
     def _instance(self) -> dict[str, Any]:
         return dict(json.loads(self._kubectl("get", "vmi", self.name, "--output=json").stdout))
@@ -179,8 +172,8 @@ class VirtualMachine(GuestLine):
         )
 
 
-def _disk(name: str, bus: str = "virtio") -> dict[str, Any]:
-    return {"name": name, "serial": name, "disk": {"bus": bus}, **({"bootOrder": 1} if name == ROOT else {})}
+def _disk(name: str) -> dict[str, Any]:
+    return {"name": name, "serial": name, "disk": {"bus": "virtio"}, **({"bootOrder": 1} if name == ROOT else {})}
 
 
 def _volume(name: str, claim: str, *, hotpluggable: bool = False) -> dict[str, Any]:
