@@ -21,11 +21,16 @@ NAMESPACE = "team"
 GRANT = HostGrant(serial="0123abcd", writable=True, transport=Transport.AOE, address="e10.1", san="main", size="1Gi")
 
 
-@pytest.fixture(scope="module")
-def defined(plane: ControlPlane) -> ControlPlane:
+def define(plane: ControlPlane, namespace: str) -> None:
+    """Define guests' disks, and make a namespace for some."""
     plane.kubectl("apply", "--server-side", "-f-", stdin=definitions.text(definitions.GUEST_DISK))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/aoeguestdisks.aoe-csi.dev", timeout_s=90)
-    plane.kubectl("create", "namespace", NAMESPACE)
+    plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
+
+@pytest.fixture(scope="module")
+def defined(plane: ControlPlane) -> ControlPlane:
+    define(plane, NAMESPACE)
     return plane
 
 
@@ -56,8 +61,8 @@ def libvirt(**changed: str) -> Spec:
     return {"host": "hyper1", "domain": "db"} | changed
 
 
-def manifest(spec: Spec) -> str:
-    metadata = {"name": "d", "namespace": NAMESPACE}
+def manifest(spec: Spec, namespace: str = NAMESPACE) -> str:
+    metadata = {"name": "d", "namespace": namespace}
     return json.dumps(
         {"apiVersion": "aoe-csi.dev/v1alpha1", "kind": "AoEGuestDisk", "metadata": metadata, "spec": spec}
     )

@@ -3,8 +3,6 @@
 What the roles do when they are killed is swept in tests/simulated. Here it is shown that kopf calls them, and what for.
 """
 
-import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from tests.cluster.test_guest_disks import CLASSES, manifest
+from tests.cluster.operators import operator_thread
+from tests.cluster.test_guest_disks import CLASSES, define, manifest
 from tests.simulated.cluster import COMPUTE_NODES
 from tests.simulated.guest_disk_cluster import GuestDiskCluster, TicketGrants
 from tests.simulated.test_guests import VOLUME, spec
 
 from aoe_core.fakes.hypervisor import Unplug
-from aoe_core.resources import definitions
 from aoe_core.resources.guest_access import AccessRule, AccessRules
 from aoe_core.resources.guest_disk import AoEGuestDisk, host_finalizer
 from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks
@@ -111,7 +109,7 @@ class Roles:
         for node in COMPUTE_NODES:
             role = GuestsRole(node, self.machines.disks[node], self.disks)
             told.append(handlers.guests(self._one_at_a_time(role.reconcile), node))
-        self._threads = [threading.Thread(target=asyncio.run, args=(self._run(one),), name=one.role) for one in told]
+        self._threads = [operator_thread(one, self._stopped) for one in told]
         for thread in self._threads:
             thread.start()
 
@@ -119,11 +117,6 @@ class Roles:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
-
-    async def _run(self, told: handlers.Handlers) -> None:
-        await handlers.operator(told, stop=self._stopped, liveness=None)
-        # aiohttp closes TLS connections a moment after it was told to, if the loop still runs.
-        await asyncio.sleep(0.5)
 
     def _one_at_a_time(self, reconcile: handlers.ReconcileWithin) -> handlers.ReconcileWithin:
         def guarded(namespace: str, name: str) -> float | None:
@@ -137,8 +130,7 @@ class Roles:
     def apply(self, **guest: str) -> None:
         """Make a guest's disk, or say where its guest is to be."""
         wanted: dict[str, Any] = {"claim": "data", "libvirt": {"host": NODE, "domain": "g1"} | guest}
-        text = json.dumps(json.loads(manifest(wanted)) | {"metadata": {"name": "d", "namespace": NAMESPACE}})
-        self.plane.kubectl("apply", "-f-", stdin=text)
+        self.plane.kubectl("apply", "-f-", stdin=manifest(wanted, NAMESPACE))
 
     def disk(self) -> AoEGuestDisk | None:
         return self.disks.find(NAMESPACE, "d")
@@ -182,10 +174,7 @@ class Roles:
 @pytest.fixture(params=["ReadWriteOnce"])
 def roles(plane: ControlPlane, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Roles]:
     monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig))  # Where kopf looks.
-    plane.kubectl("apply", "--server-side", "-f-", stdin=definitions.text(definitions.GUEST_DISK))
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/aoeguestdisks.aoe-csi.dev", timeout_s=90)
-    namespace = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    plane.kubectl("apply", "-f-", stdin=namespace)
+    define(plane, NAMESPACE)
     plane.kubectl("apply", "-f-", stdin=CLASSES)
     plane.kubectl("create", "-f-", stdin=f"{PERSISTENT_VOLUME}---{CLAIM}".replace("MODE", request.param))
     plane.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/data", f"-n{NAMESPACE}", "--timeout=60s")

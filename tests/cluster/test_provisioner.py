@@ -1,6 +1,5 @@
 """CSI's Provisioner over a real API server: wishes written there, done by the storage role on a host of fakes."""
 
-import asyncio
 import dataclasses
 import functools
 import json
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 import pytest
 from msgspec.structs import replace
+from tests.cluster.operators import operator_thread
 from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, SAN, SHELF
 from tests.simulated.cluster import Cluster as Machines
 
@@ -124,8 +124,8 @@ class Roles:
         self.live = LiveNodes(leases)
         self.cluster = ClusterRole(store, self.live, events)
         self._threads = [
-            _operator(handlers.storage(self.storage, "storage1"), self.stopped),
-            _operator(handlers.cluster(self.cluster), self.stopped),
+            operator_thread(handlers.storage(self.storage, "storage1"), self.stopped),
+            operator_thread(handlers.cluster(self.cluster), self.stopped),
         ]
 
     def find_drifted(self) -> tuple[str, ...]:
@@ -155,15 +155,6 @@ class Roles:
             thread.join()
         self._threads = []
         self._process.__exit__()
-
-
-def _operator(told: handlers.Handlers, stop: threading.Event) -> threading.Thread:
-    async def run() -> None:
-        await handlers.operator(told, stop=stop, liveness=None)
-        # aiohttp closes TLS connections a moment after it was told to, if the loop still runs.
-        await asyncio.sleep(0.5)
-
-    return threading.Thread(target=lambda: asyncio.run(run()), name=told.role)
 
 
 def _card(interface: str) -> SanStatus:
@@ -585,7 +576,7 @@ def test_a_storage_node_ends_no_volume_of_another(
     seen = Seen(DurableFiles(tmp_path / "seen"))
     role = StorageRole("storage2", machines.engine, store, _Deaf(), seen=seen, now_s=lambda: 0)
     told = handlers.storage(role, "storage2")
-    other = _operator(dataclasses.replace(told, selectors={}) if sees_all else told, stop)
+    other = operator_thread(dataclasses.replace(told, selectors={}) if sees_all else told, stop)
     other.start()
     try:
         store.delete(AoEVolume, V)
@@ -693,7 +684,7 @@ def test_a_decommissioned_node_is_given_up_once_it_is_silent(
 
     role.tell_liveness(Liveness(dead=frozenset({"storage1"})))
     stop = threading.Event()
-    kopf = _operator(handlers.cluster(role), stop)
+    kopf = operator_thread(handlers.cluster(role), stop)
     kopf.start()
     try:
         lost = store.await_(AoEVolume, V, lambda one: one if one and one.status.phase == "Lost" else None, timeout_s=60)
