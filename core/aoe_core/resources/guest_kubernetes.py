@@ -14,6 +14,7 @@ from lightkube.generic_resource import create_global_resource, create_namespaced
 from lightkube.types import PatchType
 
 from aoe_core.errors import Invalid, NotFound
+from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.guest_disk import AoEGuestDisk
@@ -26,7 +27,8 @@ _VOLUME = create_global_resource("", "v1", "PersistentVolume", "persistentvolume
 _NODE = create_global_resource("", "v1", "Node", "nodes")
 _CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
 _WHOLE = msgspec.json.Decoder(AoEGuestDisk)
-"""Never used: made before there are threads, as in `kubernetes`."""
+"""Never used: made before there are threads, see `first_use`."""
+first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS)
 _EVERY_NAMESPACE = "*"
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"

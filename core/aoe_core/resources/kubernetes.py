@@ -31,6 +31,7 @@ from lightkube.resources.core_v1 import Pod
 from lightkube.types import PatchType
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, Invalid, NotFound, Unreachable
+from aoe_core.resources import first_use
 from aoe_core.resources.events import Event, Subject
 from aoe_core.resources.fields import GROUP, VERSION, Fields
 from aoe_core.resources.leases import LIVE_S
@@ -49,14 +50,14 @@ _PLURALS: dict[type[Fields], str] = {
     AoEShelf: "aoeshelves",
 }
 _WHOLE = tuple(msgspec.json.Decoder(kind) for kind in _PLURALS)
-"""Never used: making them has msgspec look at every field of every kind now. It does so at the first use otherwise, and
-a thread that comes second while the first still looks gets a half-made description, and ends the process (SIGSEGV)."""
+"""Never used: made before there are threads, see `first_use`."""
 _GENERIC: dict[type[Fields], type[GenericGlobalResource]] = {
     kind: create_global_resource(GROUP, VERSION, kind.__name__, plural) for kind, plural in _PLURALS.items()
 }
 """Lightkube's class of each kind, made at import: of two threads that make one at once it refuses the second."""
 _CSI_NODE = create_global_resource("storage.k8s.io", "v1", "CSINode", "csinodes")
 """As it comes: lightkube's own class refuses the null that stands for no drivers until the first one registers."""
+first_use.look_at(*_GENERIC.values(), _CSI_NODE, CoreEvent, CustomResourceDefinition, Lease, Pod)
 _LEASE_PREFIX = "aoe-csi-storage-"
 _LEASE_LABEL = f"{GROUP}/storage-node"
 _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernetes.io/component": "node"}
