@@ -29,6 +29,15 @@ spec: {size: 1Gi, pool: thin, node: storage1}
 """
 
 
+def _node(*pools: str) -> dict[str, Any]:
+    """Return the values of a storage node with pools."""
+    return {
+        "name": "storage1",
+        "pools": [{"name": pool, "volumeGroup": pool} for pool in pools],
+        "sans": [{"name": "main", "interface": "eth1", "shelves": [{"first": 1, "last": 2}]}],
+    }
+
+
 @pytest.fixture
 def helm(clean: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helm]:
     """Helm, and no release of ours when the test has ended."""
@@ -56,6 +65,13 @@ def test_helm_finds_nothing_to_criticise(helm: Helm) -> None:
         ({"controller": {"replicas": "two"}}, "replicas"),
         ({"storageClasses": [{"name": "a", "durability": "maybe"}]}, "durability"),
         ({"storageClasses": [{"name": "a", "fsType": "btrfs"}]}, "fsType"),
+        ({"storageClasses": [{"name": "a", "pool": "fast"}]}, "a is of pool fast, which none of storageNodes offers"),
+        ({"storageClasses": [{"name": "a", "san": "far"}]}, "SAN far, on which none of storageNodes offers pool thin"),
+        ({"storageClasses": [{"name": name, "default": True} for name in "ab"]}, "a and b are both the default"),
+        (
+            {"storageNodes": [_node("fast", "slow")], "storageClasses": [{"name": "a"}]},
+            "names no pool, and storageNodes offer several (fast, slow)",
+        ),
         ({"storageNodes": [{"name": "s", "pools": [], "sans": []}]}, "/storageNodes/0/pools"),
         ({"log": {"level": "loud"}}, "/log/level"),
         ({"sidecars": {"attacher": {"workers": 49}}}, "the sidecars may make 129 calls at once"),
@@ -66,6 +82,11 @@ def test_wrong_values_are_refused_by_name(helm: Helm, changed: dict[str, Any], s
     refused = helm.template(values(**changed), check=False)
     assert refused.code != 0
     assert said in refused.stderr
+
+
+def test_classes_of_nodes_that_a_person_applies_are_taken_at_their_word(helm: Helm) -> None:
+    elsewhere = {"name": "a", "pool": "fast", "san": "far"}
+    assert "far" in helm.template(values(storageClasses=[elsewhere], storage={"nodesByHand": True})).stdout
 
 
 def test_monitoring_is_rendered_when_it_is_asked_for(helm: Helm) -> None:
