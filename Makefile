@@ -135,22 +135,25 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
-# What the tests saw, with the commit: docs/evidence/{simulated,lab,lab-long,demo,pods,pods-sanity,pods-churn}.md. The others are
-# `make bench`'s.
-.PHONY: evidence evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long
-.PHONY: evidence-pods-sanity evidence-pods-churn
-evidence: evidence-simulated evidence-lab evidence-lab-long evidence-demo evidence-pods evidence-pods-long ## Run all tests that give figures, long ones too, and write docs/evidence/
+# What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes, and the others `make bench`.
+EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-faults pods-long)
+.PHONY: evidence $(EVIDENCE) evidence-pods-sanity evidence-pods-churn
+evidence: $(EVIDENCE) ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
 	$(PYTEST) -n auto --dist worksteal --evidence simulated tests/simulated
+evidence-cluster: setup
+	$(PYTEST) -n 3 --dist worksteal --evidence cluster tests/cluster
 evidence-lab: setup
 	$(PYTEST) --evidence lab -m 'not long' tests/lab
 evidence-lab-long: setup
 	$(PYTEST) --evidence lab-long -m long tests/lab
 evidence-demo: setup
 	$(PYTEST) --evidence demo -m long tests/demo
+# Apart, so that each can be run again alone: they take from half an hour to more than an hour.
 evidence-pods: setup
-	$(PYTEST) --evidence pods -m 'not long' tests/pods
-# Apart, so that each can be run again alone: the first takes more than an hour.
+	$(PYTEST) --evidence pods -m 'not long' tests/pods --ignore=tests/pods/test_faults.py
+evidence-pods-faults: setup
+	$(PYTEST) --evidence pods-faults -m 'not long' tests/pods/test_faults.py
 evidence-pods-long: evidence-pods-sanity evidence-pods-churn
 evidence-pods-sanity: setup
 	$(PYTEST) --evidence pods-sanity -m long tests/pods/test_csi_sanity.py

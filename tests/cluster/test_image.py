@@ -17,21 +17,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGEST_BYTES = 64_000_000
+MACHINES = {"amd64": 62, "arm64": 183}
+"""EM_X86_64 and EM_AARCH64 (elf.h)."""
+DEBIAN = {
+    "libc6",
+    "libexpat1",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libssl3",
+    "python3.11-minimal",
+    "zlib1g",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """An OCI archive with one layer."""
 
+    architecture: str
     archive: Path
     config: dict[str, Any]
     files: dict[str, tarfile.TarInfo]
     bill: dict[str, Any]
+    machines: dict[str, int]
+    """Program or shared object → e_machine of its ELF header (elf(5))."""
 
 
-@pytest.fixture(scope="module")
-def image() -> Image:
-    archive = ensure_image()
+@pytest.fixture(scope="module", params=["amd64", pytest.param("arm64", marks=pytest.mark.long)])
+def image(request: pytest.FixtureRequest) -> Image:
+    archive = ensure_image(request.param)
     with tarfile.open(archive) as tar:
 
         def blob(digest: str) -> bytes:
@@ -47,7 +61,17 @@ def image() -> Image:
             files = {member.name.removeprefix("./").lstrip("/"): member for member in tree.getmembers()}
             name = next(one for one in files.values() if one.name.endswith("usr/share/aoe-csi/bom.cdx.json")).name
             bill = json.loads(_read(tree, name))
-    return Image(archive, config, files, bill)
+            heads = {name: _head(tree, one) for name, one in files.items() if one.isfile()}
+    machines = {
+        name: int.from_bytes(head[18:20], "little") for name, head in heads.items() if head.startswith(b"\x7fELF")
+    }
+    return Image(request.param, archive, config, files, bill, machines)
+
+
+def _head(tar: tarfile.TarFile, file: tarfile.TarInfo) -> bytes:
+    member = tar.extractfile(file)
+    assert member is not None
+    return member.read(20)
 
 
 def _read(tar: tarfile.TarFile, name: str) -> bytes:
@@ -58,7 +82,10 @@ def _read(tar: tarfile.TarFile, name: str) -> bytes:
 
 def test_it_is_small_and_says_what_it_is(image: Image) -> None:
     assert image.archive.stat().st_size < LARGEST_BYTES
-    assert (image.config["architecture"], image.config["os"]) == ("amd64", "linux")
+    assert (image.config["architecture"], image.config["os"]) == (image.architecture, "linux")
+    assert set(image.machines.values()) == {MACHINES[image.architecture]}
+    assert {"usr/bin/python3.11", "usr/bin/nsenter"} <= image.machines.keys()
+    assert [name for name in image.machines if "/grpc/" in name]
     labels = image.config["config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "aoe-csi"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
@@ -78,7 +105,9 @@ def test_its_bill_has_all_that_is_in_it(image: Image) -> None:
     pins = [line.split(" ")[0].split("==") for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
     assert len(pins) > 5
     assert {(name, version) for name, version in pins} <= named
-    assert "python3.11-minimal" in {name for name, _ in named}
+    assert {name for name, _ in named} >= DEBIAN
+    assert all(f"arch={image.architecture}" in one["purl"] or "arch=all" in one["purl"]
+               for one in image.bill["components"] if one["purl"].startswith("pkg:deb/"))  # fmt: skip
 
 
 def test_our_programs_are_in_it_and_fakes_and_tools_are_not(image: Image) -> None:

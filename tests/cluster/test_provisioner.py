@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
+import prometheus_client
 import pytest
 from msgspec.structs import replace
 from tests.cluster.operators import operator_thread
@@ -47,6 +48,7 @@ from aoe_core.resources.node import (
     AoENode,
     AoENodeSpec,
     AoENodeStatus,
+    Finding,
     PoolSpec,
     PoolStatus,
     SanSpec,
@@ -844,6 +846,67 @@ def test_a_pool_that_was_named_a_moment_ago_offers_nothing_yet(store: Kubernetes
     offered = {pool.name: parse_quantity(pool.available) for pool in written.status.pools}
     assert offered["thick"] > GIB
     assert offered["new"] == 0
+
+
+def test_a_host_that_lacks_something_gets_no_volume_and_says_why(store: KubernetesStore, machines: Machines) -> None:
+    """What preflight finds is shown where a person looks, and a warning alone keeps nothing away."""
+    pools = (PoolSpec(name="thick", volume_group="vg0"),)
+    sans = (SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),)
+    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=AoENodeSpec(pools=pools, sans=sans)))
+    mtu = Finding(check="mtu", severity="warning", fact="eth1 has 1500", remedy="ip link set eth1 mtu 9000")
+    no_exporter = Finding(check="vblade", severity="error", fact="is not there", remedy="apt install vblade")
+
+    def reported(node: AoENode, *findings: Finding) -> AoENode:
+        return storage_node.report(
+            store, _Deaf(), node, machines.engine,
+            claims=(), boot="b", card=_card, findings=findings, unclaimed=(), now_s=int(time.time()),
+        )  # fmt: skip
+
+    fit = reported(node, mtu)
+    assert placement.is_ready(fit)
+    assert fit.status.findings == (mtu,)
+    assert "aoe_csi_storage_ready 1.0" in told()
+    unfit = reported(fit, mtu, no_exporter)
+    assert not placement.is_ready(unfit)
+    assert store.get(AoENode, "storage1").status.findings == (mtu, no_exporter)
+    ready = find(unfit.status.conditions, "Ready")
+    assert ready is not None
+    assert ready.message == "vblade: is not there; apt install vblade"
+    for figure in ("storage_ready 0.0", 'findings{severity="error"} 1.0', 'findings{severity="warning"} 1.0'):
+        assert f"aoe_csi_{figure}" in told()
+    assert placement.is_ready(reported(unfit))
+
+
+def told() -> str:
+    """Return what Prometheus would be told."""
+    return prometheus_client.generate_latest().decode()
+
+
+def test_two_cluster_roles_place_each_volume_once(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """As while a Deployment is rolled out, or the node of the former pod is cut off: nobody elects one of them."""
+    second = ClusterRole(store, roles.live, _Deaf())
+    stop = threading.Event()
+    thread = operator_thread(handlers.cluster(second), stop)
+    thread.start()
+    names = [f"v{number}" for number in range(20)]
+    try:
+        for name in names:
+            # Not by the provisioner, which names the node itself.
+            store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=AoEVolumeSpec(size="16Mi", pool="thick")))
+        deadline = time.monotonic() + 120
+        while any(store.get(AoEVolume, name).status.phase != "Ready" for name in names):
+            assert time.monotonic() < deadline, [(one.metadata.name, one.status) for one in store.list(AoEVolume)]
+            time.sleep(0.2)
+        there = sorted(one.volume.volume_id for one in machines.engine.list_volumes())
+        assert there == sorted(names)
+        for name in names:
+            provisioner.delete_volume(VolumeId(name))
+        assert machines.engine.list_volumes() == ()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_crowd_that_waits_for_room_shares_one_look(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ class Attempt:
     """One request: what is read is changed and written back, or a verb of kubectl's alone."""
 
     what: str
-    """kind/name, or the words of kubectl."""
+    """Kind and name, or the words of kubectl; after `new` or `apply`, what is made or applied whole."""
     change: Callable[[dict[str, Any]], object] | None = None
     status: bool = False
     refused: str = ""
@@ -41,11 +41,12 @@ class Attempt:
         if self.change is None:
             words = self.what.split()
             return plane.kubectl(*words, *([] if words[0] == "get" else [dry]), as_=as_, check=False)
-        if self.what.startswith("new "):
+        words = self.what.split()
+        if words[0] in ("new", "apply"):
             content: dict[str, Any] = {}
             self.change(content)
-            return plane.kubectl("create", dry, "-f-", stdin=json.dumps(content), as_=as_, check=False)
-        words = self.what.split()
+            verb = ("create",) if words[0] == "new" else ("apply", "--server-side", "--force-conflicts")
+            return plane.kubectl(*verb, dry, "-f-", stdin=json.dumps(content), as_=as_, check=False)
         content = json.loads(plane.kubectl("get", *words, "-ojson").stdout)
         self.change(content)
         subresource = ["--subresource=status"] if self.status else []
@@ -104,6 +105,7 @@ LET_THROUGH = (
     Attempt(what="aoevolume mine", change=put_metadata("annotations", {"storage.aoe-csi.dev/progress": "x"})),
     Attempt(what="new shelf", change=shelf("storage1")),
     Attempt(what="new lease", change=lease("storage1")),
+    Attempt(what="apply lease", change=lease("storage1")),
     Attempt(what="new event", change=event("default")),
     Attempt(what="get aoevolumes"),
     Attempt(what="get crd aoevolumes.aoe-csi.dev"),
@@ -117,6 +119,11 @@ REFUSED = (
     Attempt(what="aoevolume other", change=put_metadata("finalizers", [KEPT]), refused="are placed on it"),
     Attempt(what="aoesnapshot other", change=put_metadata("finalizers", [KEPT]), refused="are placed on it"),
     Attempt(what="aoesnapshot mine", change=put_metadata("labels", {"a": "b"}), refused="changes no labels"),
+    Attempt(what="aoesnapshot mine", change=add_to_spec(node="storage2"), refused="does not change it"),
+    Attempt(what="aoesnapshot mine", change=put_metadata("finalizers", ["a.b/c"]), refused="no finalizer but"),
+    Attempt(what="aoesnapshot mine", change=put_metadata("annotations", {"a": "b"}), refused="no annotations but"),
+    Attempt(what="aoevolume held", change=put_metadata("finalizers", [KEPT]), refused="no finalizer but"),
+    Attempt(what="aoevolume held", change=put_metadata("annotations", {}), refused="no annotations but"),
     Attempt(what="aoevolume nowhere", change=add_to_spec(node="storage1"), refused="are placed on it"),
     Attempt(what="aoevolume mine", change=add_to_spec(size="2Gi"), refused="does not change it"),
     Attempt(what="aoevolume mine", change=add_to_spec(node="storage2"), refused="does not change it"),
@@ -133,6 +140,7 @@ REFUSED = (
     Attempt(what="aoevolume mine", change=put_metadata("ownerReferences", [OWNER]), refused="makes nobody the owner"),
     Attempt(what="new shelf", change=shelf("storage2"), refused="for itself only"),
     Attempt(what="new lease", change=lease("storage2"), refused="its own Lease only"),
+    Attempt(what="apply lease", change=lease("storage2"), refused="its own Lease only"),
     Attempt(what="new event", change=event(NAMESPACE), refused="cannot create resource"),
     Attempt(what="new volume", change=volume, refused="cannot create resource"),
     Attempt(what="delete aoevolume mine", refused="cannot delete resource"),
@@ -161,9 +169,10 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     objects: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in STORAGE_NODES
     ]
-    for name, node in (("mine", "storage1"), ("other", "storage2"), ("nowhere", None)):
+    for name, node in (("mine", "storage1"), ("other", "storage2"), ("nowhere", None), ("held", "storage1")):
         spec: dict[str, Any] = {"size": "1Gi", "pool": "thin", **({"node": node} if node else {})}
-        head = {"apiVersion": "aoe-csi.dev/v1alpha1", "metadata": {"name": name}}
+        of_others = {"finalizers": ["a.b/c"], "annotations": {"a": "b"}} if name == "held" else {}
+        head = {"apiVersion": "aoe-csi.dev/v1alpha1", "metadata": {"name": name, **of_others}}
         objects.append({**head, "kind": "AoEVolume", "spec": spec})
         if node:
             objects.append({**head, "kind": "AoESnapshot", "spec": {"volume": name, "node": node}})
@@ -171,9 +180,15 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shelf("storage1")(claimed)
     claimed["metadata"]["name"], claimed["spec"]["shelf"] = "main-199", 199
     objects.append(claimed)
+    for name in STORAGE_NODES:
+        renewed: dict[str, Any] = {}
+        lease(name)(renewed)
+        objects.append(renewed)
     # Not applied: what kubectl would note of it in an annotation is in the way of tests that write annotations.
     plane.kubectl("create", "-f-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
     yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
+    for kind in ("aoevolume", "aoesnapshot"):
+        plane.kubectl("patch", kind, "held", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     for kind in ("aoevolumes", "aoesnapshots", "aoeshelves", "aoenodes", "nodes"):
         plane.kubectl("delete", kind, "--all")
     helm.run("uninstall", RELEASE)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from .claims import Claims
 
+LEADERS = ("aoe-csi-dev", "external-attacher-leader-aoe-csi-dev")
+"""Leases of the external-provisioner and the external-attacher."""
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 
 
@@ -68,8 +70,15 @@ def test_a_lost_node_s_writer_is_fenced(cluster: Cluster, claims: Claims, fate: 
     other.run("echo 3 > /proc/sys/vm/drop_caches")
     assert first.seen_by("next") == taken
     assert second.missing() == 0
+    written = second.acknowledged()
     volume = claims.volume_of("data")
     claims.delete_pod("next")
+    # Back on the node that was lost, where the volume's old device was: it has what was written elsewhere meanwhile.
+    third = Writer.start(claims, "again", "data", lost.name)
+    assert first.seen_by("again") == taken
+    assert second.seen_by("again") >= written
+    assert third.missing() == 0
+    claims.delete_pod("again")
     (storage,) = cluster.storage_machines
     cluster.await_(lambda: exported(storage, volume), "the export to end")
     checked = storage.run(f"e2fsck -fn /dev/data/{logical_volume(storage, volume)}", check=False)
@@ -110,6 +119,32 @@ def test_a_second_storage_role_of_a_node_gives_out_nothing(cluster: Cluster, cla
     claims.claim("data")
     claims.pod("user", "data")
     claims.await_running("user")
+
+
+def test_the_controller_that_stands_by_takes_over(cluster: Cluster, claims: Claims) -> None:
+    """As many of them as the chart has unless it is told otherwise; the lab does with one, to save its processors."""
+    controller = ("deployment/aoe-csi-controller", f"-n{NAMESPACE}")
+    cluster.plane.kubectl("scale", *controller, "--replicas=2")
+    try:
+        cluster.await_ready()
+        before = {lease: leader(cluster, lease) for lease in LEADERS}
+        lost = before[LEADERS[0]]
+        claims.claim("data", storage_class="at-once")
+        cluster.plane.kubectl("delete", "pod", lost, f"-n{NAMESPACE}", "--force", "--grace-period=0")
+        claims.pod("user", "data")
+        claims.await_running("user")
+        now = {lease: leader(cluster, lease) for lease in LEADERS}
+        assert lost not in now.values(), (before, now)
+        claims.delete_pod("user")
+        claims.kubectl("delete", "pvc", "data", "--timeout=300s", timeout_s=330)
+    finally:
+        cluster.plane.kubectl("scale", *controller, "--replicas=1")
+        cluster.await_ready()
+
+
+def leader(cluster: Cluster, lease: str) -> str:
+    """Return the pod whose sidecar holds a lease."""
+    return cluster.plane.kubectl("get", "lease", lease, f"-n{NAMESPACE}", "-ojsonpath={.spec.holderIdentity}").stdout
 
 
 def uptime_s(machine: Machine) -> float:

@@ -1,6 +1,7 @@
 """The node server in a cluster: registration with kubelet, health, and what a machine that lacks something says."""
 
 import logging
+import re
 import signal
 import socket
 import struct
@@ -22,6 +23,7 @@ from aoe_csi.health import Health, parse_address
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc, pluginregistration_pb2_grpc
 from aoe_csi.proto import pluginregistration_pb2 as registration
+from aoe_csi.server import Server
 
 from .test_command import command
 
@@ -118,14 +120,31 @@ def test_rules_need_a_node_name(tmp_path: Path) -> None:
     assert "--node-name" in done.stderr
 
 
-def test_what_a_machine_lacks_is_said_with_the_remedy(tmp_path: Path) -> None:
+def test_what_a_machine_lacks_is_told_to_kubelet_to_its_probe_and_to_prometheus(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(RULES.replace("aoe-csi-absent", "aoe-test0"))
     (tmp_path / "net" / "aoe-test0").mkdir(parents=True)
     node = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net", state=tmp_path)
-    lack = node.find_lack()
-    assert lack is not None
-    assert "run aoe-csi prepare-host" in lack
+    server = Server(str(tmp_path / "csi.sock"), compose_cluster_node(node).services)
+    server.start()
+    try:
+        with (
+            Health(("127.0.0.1", 0), alive=node.find_change, ready=node.find_lack) as health,
+            grpc.insecure_channel(f"unix:{tmp_path}/csi.sock") as channel,
+        ):
+            code, said = ask(health.port, "/readyz")
+            assert code == 503
+            assert "run aoe-csi prepare-host" in said
+            assert ask(health.port, "/healthz") == (200, "ok\n")
+            told = re.search(r"^aoe_csi_node_lacking (.*)$", ask(health.port, "/metrics")[1], re.MULTILINE)
+            assert told is not None
+            assert float(told[1]) > 0
+            with pytest.raises(grpc.RpcError) as refusal:
+                csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi.NodeGetInfoRequest(), timeout=30)
+            assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert refusal.value.details() == said.rstrip("\n")
+    finally:
+        assert server.stop(5)
 
 
 def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path) -> None:
