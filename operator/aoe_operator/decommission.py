@@ -25,7 +25,7 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
     Returns: when to look again, None when nothing of it is left. Raises: Busy, Unreachable.
     """
     name = node.metadata.name
-    if name not in liveness.dead:
+    if not liveness.is_gone(name):
         _say(store, to, node, now_s, done=False, message=_why_not(name, liveness))
         return _AGAIN_S
     volumes = [one for one in store.list(AoEVolume) if _is_there(one, name)]

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, cast
 
 import kopf
@@ -35,6 +36,7 @@ ReconcileWithin = Callable[[str, str], float | None]
 AskedFor = Callable[[Mapping[str, Any]], object]
 """The fields of a status whose change calls a handler, of an object as it came."""
 _AGAIN_S = 1.0
+_LONGEST_WAIT_S = 60.0
 _REMEMBERED = 50_000
 """Objects of which a role knows what it has handled; some 300 bytes each."""
 
@@ -95,12 +97,63 @@ async def operator(handlers: Handlers, *, stop: threading.Event, liveness: str |
     )
 
 
+def _essence(asked_for: Mapping[str, AskedFor], body: kopf.Body) -> kopf.BodyEssence:
+    """Return what calls a handler when it changes: the spec, annotations by which a person says something, and what a
+    role asks for of the status."""
+    metadata = body.metadata
+    said = {key: value for key, value in metadata.annotations.items() if key.startswith(f"{GROUP}/")}
+    essence: dict[str, Any] = {
+        "metadata": {"annotations": {**said, f"{GROUP}/generation": str(metadata["generation"])}}
+    }
+    if (of_status := asked_for.get(str(body["kind"]))) is not None:
+        essence["status"] = {"askedFor": of_status(body)}
+    return cast("kopf.BodyEssence", essence)
+
+
+class _Memory:
+    """Of each object one essence, for as long as this process lives; what was noted longest ago is forgotten."""
+
+    def __init__(self) -> None:
+        self._noted: OrderedDict[str, kopf.BodyEssence] = OrderedDict()
+
+    def of(self, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Return what was noted last of an object, None before the first time."""
+        return self._noted.get(str(body.metadata.uid))
+
+    def note(self, body: kopf.Body, essence: kopf.BodyEssence) -> None:
+        """Note it; what is forgotten for it is mostly gone, and the rest is handled once more at its next event."""
+        self._noted[str(body.metadata.uid)] = essence
+        self._noted.move_to_end(str(body.metadata.uid))
+        if len(self._noted) > _REMEMBERED:
+            self._noted.popitem(last=False)
+
+
 class _Progress(kopf.AnnotationsProgressStorage):
-    """Tells of what is to be tried again, in an annotation whose change calls kopf back. What is done needs no word."""
+    """Tells of what is to be tried again, in an annotation whose change calls kopf back. What is done needs no word.
+
+    kopf waits until the time that was written down, whatever happens meanwhile, by a clock that may have been hours
+    ahead then. Here it waits while the object asks for the same, in the process that wrote it, and never long.
+    """
+
+    def __init__(self, *, prefix: str, asked_for: Mapping[str, AskedFor]) -> None:
+        super().__init__(prefix=prefix, v1=False)
+        self._asked_for = asked_for
+        self._postponed = _Memory()
+
+    def fetch(self, *, key: kopf.HandlerId, body: kopf.Body) -> kopf.ProgressRecord | None:
+        """Return how far a handler is."""
+        record = super().fetch(key=key, body=body)
+        if record is None or not record.get("delayed"):
+            return record
+        ahead_s = datetime.fromisoformat(str(record["delayed"])).timestamp() - time.time()
+        if ahead_s < _LONGEST_WAIT_S and self._postponed.of(body) == _essence(self._asked_for, body):
+            return record
+        return cast("kopf.ProgressRecord", {**record, "delayed": None})
 
     def store(self, *, key: kopf.HandlerId, record: kopf.ProgressRecord, body: kopf.Body, patch: kopf.Patch) -> None:
         """Write down how far a handler is. One role has one handler for each kind: once done, nothing is left to do."""
         if not record["success"]:
+            self._postponed.note(body, _essence(self._asked_for, body))
             super().store(key=key, record=record, body=body, patch=patch)
 
 
@@ -115,7 +168,7 @@ class _Handled(kopf.DiffBaseStorage):
     def __init__(self, asked_for: Mapping[str, AskedFor]) -> None:
         super().__init__()
         self._asked_for = asked_for
-        self._handled: OrderedDict[str, kopf.BodyEssence] = OrderedDict()
+        self._handled = _Memory()
 
     def build(
         self,
@@ -123,28 +176,16 @@ class _Handled(kopf.DiffBaseStorage):
         body: kopf.Body,
         extra_fields: Iterable[kopf.FieldSpec] | None = None,  # noqa: ARG002 - no handler asks for fields.
     ) -> kopf.BodyEssence:
-        """Return what calls a handler when it changes: the spec, annotations by which a person says something, and what
-        a role asks for of the status."""
-        metadata = body.metadata
-        said = {key: value for key, value in metadata.annotations.items() if key.startswith(f"{GROUP}/")}
-        essence: dict[str, Any] = {
-            "metadata": {"annotations": {**said, f"{GROUP}/generation": str(metadata["generation"])}}
-        }
-        if (asked_for := self._asked_for.get(str(body["kind"]))) is not None:
-            essence["status"] = {"askedFor": asked_for(body)}
-        return cast("kopf.BodyEssence", essence)
+        """Return what calls a handler when it changes."""
+        return _essence(self._asked_for, body)
 
     def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
         """Return what was handled last, None before the first time."""
-        return self._handled.get(str(body.metadata.uid))
+        return self._handled.of(body)
 
     def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:  # noqa: ARG002
-        """Remember what was handled, and forget what was longest ago: most of that is gone, and the rest is handled
-        once more at its next event."""
-        self._handled[str(body.metadata.uid)] = essence
-        self._handled.move_to_end(str(body.metadata.uid))
-        if len(self._handled) > _REMEMBERED:
-            self._handled.popitem(last=False)
+        """Remember what was handled."""
+        self._handled.note(body, essence)
 
 
 def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
@@ -152,7 +193,7 @@ def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = handlers.finalizer
     prefix = f"{handlers.role}.{GROUP}"
-    settings.persistence.progress_storage = _Progress(prefix=prefix, v1=False)
+    settings.persistence.progress_storage = _Progress(prefix=prefix, asked_for=handlers.asked_for)
     settings.persistence.diffbase_storage = _Handled(handlers.asked_for)
     # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
     # keeps a worker for minutes, and a bad disk may have a dozen of those.

@@ -59,7 +59,7 @@ class ClusterRole:
         if seen != self._told:
             for node in self._store.list(AoENode):
                 name = node.metadata.name
-                if name in seen.live or name in seen.dead:
+                if name in seen.live or seen.is_gone(name):
                     self._tell_one(node, is_live=name in seen.live)
             if self._told.live - seen.live:
                 self._rescue_s = time.monotonic()

@@ -5,6 +5,7 @@ node that came back with another card would be shut out of its own volumes.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
@@ -30,15 +31,16 @@ class Registrations:
         self._store = store
         self._registered = registered
         self._now_s = now_s
-        self._looked_s = 0
+        self._looked_s = float("-inf")
+        """When, by the monotonic clock: the other one may be set back."""
         self._ids: Mapping[str, str] = {}
         self._missing: frozenset[str] = frozenset()
 
     def look_sometimes(self) -> None:
         """Look if the last look was a while ago; what fails is logged, and tried again."""
-        if self._now_s() - self._looked_s < LOOK_EVERY_S:
+        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
             return
-        self._looked_s = self._now_s()
+        self._looked_s = time.monotonic()
         try:
             self.look()
         except AoECsiError as error:

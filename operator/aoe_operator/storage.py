@@ -6,7 +6,7 @@ Ready; to delete what is held.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +34,7 @@ from aoe_core.resources.fields import GROUP, Condition, Progress, quantity
 from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Store
-from aoe_core.resources.volume import AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
+from aoe_core.resources.volume import MAX_HOLDERS, AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
 from aoe_core.volumes.inspection import Inspection
 from aoe_operator import finalizer
@@ -47,9 +47,11 @@ POOL_IS_GONE = f"{GROUP}/pool-is-gone"
 """Annotation of an AoEVolume or AoESnapshot: the pool of which a person says that it, and what was in it, is lost."""
 
 Held = TypeVar("Held", AoEVolume, AoESnapshot)
+_Key = tuple[str, str, str, str]
+"""A grant's node, node id, address and mode: by these a status and a host are compared."""
 _SOON_S = 1.0
 _UNFINISHED_S = 5.0
-"""A copy under way; or an exporter that the kernel holds, of which each look takes a minute."""
+"""A copy under way, a disk or SAN that is away, an exporter that the kernel holds: each look at that takes a minute."""
 _LATER_S = 30.0
 _FIRST_LOOK_S = 30.0
 """How old a look at LVM may be by which a volume is taken for settled."""
@@ -80,9 +82,23 @@ def _is_size_settled(status: AoEVolumeStatus, made: Volume) -> bool:
 
 
 def _again_s(error: AoECsiError) -> float:
-    if isinstance(error, Unfinished):
+    if isinstance(error, (Unfinished, Unreachable)):
         return _UNFINISHED_S
-    return _SOON_S if isinstance(error, (Busy, Unreachable)) else _LATER_S
+    return _SOON_S if isinstance(error, Busy) else _LATER_S
+
+
+def _answers(grant: Grant, ticket: Ticket) -> bool:
+    """Whether a grant gives its node what a ticket asks for; if not, it was for another ticket of the node."""
+    asked = (ticket.mode, ticket.writable and ticket.mode.writes, ticket.block)
+    return grant.node == ticket.node and (grant.mode, grant.writable, grant.block) == asked
+
+
+def _keys(grants: Iterable[Grant]) -> frozenset[_Key]:
+    return frozenset((str(one.node), one.node_id, str(one.address or ""), one.mode.value) for one in grants)
+
+
+def _told_keys(grants: Iterable[GrantStatus]) -> frozenset[_Key]:
+    return frozenset((one.node, one.node_id, one.address, one.mode.value) for one in grants)
 
 
 def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
@@ -114,7 +130,7 @@ class StorageRole:
         self._first_look = RecentLook(self._look, age_s=_FIRST_LOOK_S)
         self._met: set[str] = set()
         """Volumes and snapshots whose resources were seen; their names differ."""
-        self._settled: dict[str, frozenset[tuple[str, str]]] = {}
+        self._settled: dict[str, frozenset[_Key]] = {}
         """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer. It stays until
         the volume is as wanted again: what was found and could not be mended is found again."""
 
@@ -170,10 +186,7 @@ class StorageRole:
         """
         # After a start it is of no use any more, and large.
         self._first_look.forget()
-        shown = {
-            status.volume.volume_id: frozenset((str(grant.node), grant.node_id) for grant in status.grants)
-            for status in there.ready()
-        }
+        shown = {status.volume.volume_id: _keys(status.grants) for status in there.ready()}
         return tuple(
             sorted(name for name, grants in tuple(self._settled.items()) if shown.get(VolumeId(name)) != grants)
         )
@@ -190,18 +203,19 @@ class StorageRole:
         if name in self._met or not _claims_to_be_settled(volume, self._node):
             return False
         there = self._first_look.take().get(VolumeId(name))
-        told = {(one.node, one.node_id) for one in status.grants}
-        asked = {(one.node, one.node_id) for one in volume.spec.tickets}
+        told, tickets = _told_keys(status.grants), volume.spec.tickets
         if there is None or conversion.request_of(volume).size_bytes > there.volume.size_bytes:
             return False
-        if not told == asked == {(str(one.node), one.node_id) for one in there.grants}:
+        if told != _keys(there.grants) or {key[:2] for key in told} != {(one.node, one.node_id) for one in tickets}:
+            return False
+        if not all(any(_answers(grant, ticket) for ticket in tickets) for grant in there.grants):
             return False
         try:
             self._seen.require_current(volume)
         except AoECsiError:
             return False
         self._met.add(name)
-        self._settled[name] = frozenset(told)
+        self._settled[name] = told
         return True
 
     def _look(self) -> dict[VolumeId, VolumeStatus]:
@@ -257,7 +271,7 @@ class StorageRole:
             )
         self._write_status(volume, work.status)
         if work.again_s is None:
-            self._settled[name] = frozenset((one.node, one.node_id) for one in work.status.grants)
+            self._settled[name] = _told_keys(work.status.grants)
         return work.again_s
 
     def _await_present(self, volume: AoEVolume) -> float | None:
@@ -385,18 +399,23 @@ class StorageRole:
 
     def _revoke_unwanted(self, volume: AoEVolume, work: _Round) -> None:
         """Revoke what no ticket asks for, and count no grant as in force that is not."""
-        volume_id = VolumeId(volume.metadata.name)
-        wanted = {ticket.node for ticket in volume.spec.tickets}
+        volume_id, tickets = VolumeId(volume.metadata.name), volume.spec.tickets
         in_force = self._engine.list_grants(volume_id)
-        self._revoke(volume, work, {grant.node: grant for grant in in_force if grant.node not in wanted})
-        left = {grant.node for grant in self._engine.list_grants(volume_id)} if in_force else set()
-        # A grant that could not be revoked is still in force, and the table must say so.
-        self._tell_grants(work, [one for one in volume.status.grants if one.node in left])
+        unwanted = [grant for grant in in_force if not any(_answers(grant, ticket) for ticket in tickets)]
+        self._revoke(volume, work, {grant.node: grant for grant in unwanted})
+        left = {grant.node: grant for grant in self._engine.list_grants(volume_id)} if in_force else {}
+        told = [one for one in volume.status.grants if one.node in left]
+        known = {one.node for one in told}
+        # A grant that could not be revoked is still in force, and the table must say so, also of one that it never told
+        # of: its export was begun, and nobody heard what became of it.
+        untold = [grant for grant in unwanted if grant.node in left and grant.node not in known]
+        size = volume.status.size or volume.spec.size
+        self._tell_grants(work, [*told, *(conversion.held_of(grant, size) for grant in untold)])
 
     @staticmethod
     def _tell_grants(work: _Round, grants: Sequence[GrantStatus]) -> None:
         holders = ", ".join(f"{one.node} ({one.address or one.transport.value})" for one in grants)
-        work.status = replace(work.status, grants=tuple(grants), holders=holders)
+        work.status = replace(work.status, grants=tuple(grants), holders=holders[:MAX_HOLDERS])
 
     def _ensure_grants(self, volume: AoEVolume, work: _Round) -> None:
         """Grant what tickets ask for."""
@@ -409,12 +428,17 @@ class StorageRole:
         for ticket in wanted.values():
             told = next((one for one in volume.status.grants if one.node == ticket.node), None)
             grant = in_force.get(NodeName(ticket.node))
-            if told is not None and grant is not None and told.node_id == ticket.node_id == grant.node_id:
+            # Not by the node alone: after a restored etcd the status may tell of a former grant of the same node.
+            stands = grant is not None and grant.node_id == ticket.node_id and _answers(grant, ticket)
+            if told is not None and grant is not None and stands and _told_keys((told,)) == _keys((grant,)):
                 grants.append(told)
                 continue
             try:
                 grants.append(self._grant(volume_id, ticket))
             except AoECsiError as error:
+                if told is not None and grant is not None:
+                    # It is in force as it was before.
+                    grants.append(told)
                 work.postpone(error)
                 refused = error
                 refusals.append(

@@ -92,6 +92,24 @@ REFUSED_AT_CREATION = {
         {"sans": [{"name": "main", "interface": "eth1", "shelves": [{"first": 12, "last": 10}]}]},
         "first is greater than last",
     ),
+    "node-with-two-pools-of-one-thin-pool": (
+        "AoENode",
+        "storage1",
+        {"pools": [{"name": name, "volumeGroup": "data", "thinPool": "tp"} for name in ("a", "b")]},
+        "two pools are of one place",
+    ),
+    "node-with-two-pools-of-one-volume-group": (
+        "AoENode",
+        "storage1",
+        {"pools": [{"name": name, "volumeGroup": "data"} for name in ("a", "b")]},
+        "two pools are of one place",
+    ),
+    "node-with-two-sans-on-one-card": (
+        "AoENode",
+        "storage1",
+        {"sans": [{"name": name, "interface": "eth1", "shelves": [{"first": 1, "last": 2}]} for name in ("a", "b")]},
+        "two SANs are on one interface",
+    ),
     "node-with-an-upper-case-pool": (
         "AoENode",
         "storage1",

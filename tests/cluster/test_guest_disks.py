@@ -1,7 +1,8 @@
 """Guests' disks on a real API server: what it refuses, what a person reads, and the stores the roles work with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -47,8 +48,10 @@ def disks(defined: ControlPlane) -> Iterator[KubernetesGuestDisks]:
 def claims(defined: ControlPlane) -> Iterator[KubernetesClaims]:
     with KubernetesClaims(defined.kubeconfig, holder="test") as opened:
         yield opened
-        if (claim := opened.find_claim(NAMESPACE, "data")) is not None:
-            opened.put_claim_finalizers(claim, ())
+        if opened.find_claim(NAMESPACE, "data") is not None:
+            # Whatever Kubernetes writes into it meanwhile.
+            words = ("data", f"--namespace={NAMESPACE}", "--type=merge", '-p={"metadata":{"finalizers":null}}')
+            defined.kubectl("patch", "pvc", *words)
     defined.kubectl("delete", "pvc", "--all", f"--namespace={NAMESPACE}")
     defined.kubectl("delete", "pv,storageclass", "--all")
 
@@ -280,13 +283,19 @@ def test_a_claim_is_changed_over_what_was_read(defined: ControlPlane, claims: Ku
         assert claim is not None
         return claim
 
-    stale = read()
-    claims.select_node(stale, "hyper1")
+    def change(act: Callable[[Claim], None]) -> Claim:
+        while True:
+            seen = read()
+            # Kubernetes may write into it between our look and our word.
+            with suppress(Busy):
+                act(seen)
+                return seen
+
+    stale = change(lambda seen: claims.select_node(seen, "hyper1"))
     assert read().selected_node == "hyper1"
     with pytest.raises(Busy):
         claims.put_claim_finalizers(stale, ())
-    now = read()
-    claims.put_claim_finalizers(now, (*now.finalizers, "guest-disk.aoe-csi.dev/1"))
+    change(lambda seen: claims.put_claim_finalizers(seen, (*seen.finalizers, "guest-disk.aoe-csi.dev/1")))
     assert read().finalizers == ("kubernetes.io/pvc-protection", "guest-disk.aoe-csi.dev/1")
     defined.kubectl("delete", "pvc", "data", f"-n{NAMESPACE}", "--wait=false")
     assert read().deleting

@@ -422,6 +422,108 @@ def test_who_takes_back_again_waits_for_the_storage_node_again(
     hurried.unpublish(V, node.name)
 
 
+def test_what_was_granted_and_never_told_is_taken_back_before_it_is_over(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """As when the role's process dies, or its status is refused, after an export was begun."""
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    address = provisioner.publish(V, node, WRITER, read_only=False, block=True).address
+    assert address is not None
+    roles.storage.paused.set()
+    made = store.get(AoEVolume, V)
+    store.update_status(replace(made, status=replace(made.status, grants=(), holders="")))
+    hurried = ClusterProvisioner(store, patience_s=2)
+    exports = machines.storage.exports
+    exports.stick(address)
+    with pytest.raises(Unfinished):
+        hurried.unpublish(V, node.name)
+    roles.storage.paused.clear()
+    told = store.await_(AoEVolume, V, lambda one: (one and one.status.holders) or None, timeout_s=60)
+    assert told == f"{node.name} ({address})"
+    with pytest.raises(Unfinished):
+        hurried.unpublish(V, node.name)
+    exports.release(address)
+    provisioner.unpublish(V, node.name)
+    assert machines.engine.get_volume(V).grants == ()
+
+
+def test_a_status_that_tells_of_a_former_grant_is_put_right(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines
+) -> None:
+    """As after etcd was restored: of the same node, in the same boot, and at another address."""
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    now = provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    seen = store.get(AoEVolume, V)
+    (grant,) = seen.status.grants
+    former = replace(grant, address="e9.200")
+    store.update_status(replace(seen, status=replace(seen.status, grants=(former,), observed_generation=0)))
+    # Anything that has the role look at it.
+    provisioner.expand_volume(V, 128 * MIB)
+    assert provisioner.publish(V, node, WRITER, read_only=False, block=True).address == now.address
+    assert [one.address for one in store.get(AoEVolume, V).status.grants] == [str(now.address)]
+
+
+def test_another_ticket_of_the_same_node_gets_a_grant_of_its_own(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """Taken back and asked for anew with other rights, while the storage node looked away."""
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    before = provisioner.publish(V, node, WRITER, read_only=True, block=True)
+    roles.storage.paused.set()
+    with pytest.raises(Unfinished):
+        ClusterProvisioner(store, patience_s=1).unpublish(V, node.name)
+    with pytest.raises(Unfinished):
+        ClusterProvisioner(store, patience_s=1).publish(V, node, WRITER, read_only=False, block=True)
+    roles.storage.paused.clear()
+    now = provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    assert (before.writable, now.writable) == (False, True)
+    assert before.address != now.address
+    (grant,) = machines.engine.get_volume(V).grants
+    assert grant.writable
+
+
+def test_whoever_waits_for_a_person_hears_of_a_new_wish_at_once(
+    store: KubernetesStore, provisioner: ClusterProvisioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kopf would wait out the time that was written down."""
+    monkeypatch.setattr("aoe_operator.storage._LATER_S", 600.0)
+    monkeypatch.setattr("aoe_operator.handlers._LONGEST_WAIT_S", 1000.0)
+    wish = AoEVolumeSpec(size="1Ti", pool="thin", node="storage1")
+    store.create(AoEVolume(metadata=ObjectMeta(name="large"), spec=wish))
+
+    def refused(one: AoEVolume | None) -> bool | None:
+        said = find(one.status.conditions, "Ready") if one else None
+        return True if said and said.reason == NoSpace.__name__ else None
+
+    assert store.await_(AoEVolume, "large", refused, timeout_s=60)
+    provisioner.delete_volume(VolumeId("large"))
+    assert store.find(AoEVolume, "large") is None
+
+
+def test_a_wish_that_is_fulfilled_meanwhile_is_not_taken_back(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """Whoever read that there is no room, and slept over it, finds a volume that may be in use."""
+    roles.storage.paused.set()
+    wish = AoEVolumeSpec(size="64Mi", pool="thin", node="storage1")
+    seen = store.create(AoEVolume(metadata=ObjectMeta(name=V), spec=wish))
+    roles.storage.paused.clear()
+    provisioner.create_volume(spec())
+    with pytest.raises(Busy):
+        store.delete_as_seen(seen)
+    assert store.get(AoEVolume, V).metadata.deletion_timestamp is None
+    provisioner.delete_volume(V)
+    # Gone is gone, and a later one of its name is another one.
+    store.delete_as_seen(seen)
+    provisioner.create_volume(spec())
+    with pytest.raises(Busy):
+        store.delete_as_seen(seen)
+    assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
+
+
 def test_a_volume_whose_pool_nobody_names_any_more_is_not_lost(
     provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
 ) -> None:
@@ -675,6 +777,7 @@ def test_a_decommissioned_node_is_given_up_once_it_is_silent(
     role = ClusterRole(store, frozenset, _Deaf())
     for liveness, why in (
         (Liveness(), "nothing is known yet"),
+        (Liveness(leased=frozenset({"storage1"}), is_long=True), "nothing is known yet"),
         (Liveness(live=frozenset({"storage1"})), "nothing is given up while it lives"),
     ):
         role.tell_liveness(liveness)
@@ -767,6 +870,18 @@ def test_a_new_machine_of_an_old_name_claims_shelves_of_its_own(store: Kubernete
     given = AoEShelfSpec(san=SAN, shelf=SHELF + 9, node="storage1")
     store.create(AoEShelf(metadata=ObjectMeta(name=f"{SAN}-{SHELF + 9}"), spec=given))
     assert claimed("3" * 32) == [SHELF + 9]
+
+
+def test_a_shelf_of_one_san_is_claimed_on_no_other(store: KubernetesStore) -> None:
+    """A compute node on both knows a device by its address alone."""
+    shelves = (ShelfRange(first=100, last=101),)
+    sans = tuple(SanSpec(name=name, interface=f"eth{name}", shelves=shelves) for name in ("1", "2"))
+    node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=AoENodeSpec(sans=sans)))
+    claims = ensure_claims(store, node, MACHINE)
+    assert [(one.spec.san, one.spec.shelf) for one in claims] == [("1", 100), ("2", 101)]
+    other = store.create(AoENode(metadata=ObjectMeta(name="storage2"), spec=AoENodeSpec(sans=sans[1:])))
+    with pytest.raises(NoSpace, match="may claim on SAN 2 is claimed; widen its ranges"):
+        ensure_claims(store, other, MACHINE)
 
 
 def test_a_copy_under_way_is_told_of(

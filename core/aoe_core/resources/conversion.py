@@ -135,6 +135,22 @@ def granted_of(grant: Grant, attachment: Attachment) -> GrantStatus:
     )
 
 
+def held_of(grant: Grant, size: str) -> GrantStatus:
+    """Return a grant that only its export file tells of, and that is to be revoked. `size`: the volume's quantity."""
+    return GrantStatus(
+        node=grant.node,
+        node_id=grant.node_id,
+        mode=grant.mode,
+        writable=grant.writable,
+        block=grant.block,
+        transport=grant.transport,
+        address=str(grant.address) if grant.address else "",
+        san=grant.san or "",
+        size=size,
+        granted_at=time_of(grant.granted_s),
+    )
+
+
 def attachment_of(volume_id: VolumeId, granted: GrantStatus | HostGrant) -> Attachment:
     """Return what the node needs to use its grant."""
     local = granted.transport is Transport.LOCAL

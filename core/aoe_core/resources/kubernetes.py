@@ -64,7 +64,8 @@ _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernet
 _LOOK_ANYWAY_S = 20.0
 """How long a waiter trusts that the watch would have told it; a hundred wait at once, and each look costs a request."""
 _REQUEST_S = 20.0
-_WATCH_S = 300
+_WATCH_S = 120
+"""So long a watch lasts; the server ends it then, and it is taken up again."""
 _AGAIN_S = 1.0
 _EVENTS_NAMESPACE = "default"
 _LONGEST_MESSAGE = 1024
@@ -130,14 +131,16 @@ class KubernetesStore:
             return _read(kind, self._client.create(_write(resource)))
 
     def apply(self, kind: type[Resource], name: str, fields: Mapping[str, Any], *, holder: str) -> Resource:
-        """Set what one holder answers for. Raises: NotFound, Invalid, Busy, Unreachable."""
+        """Set what one holder answers for. Raises: NotFound, Invalid, Unreachable."""
         generic = _GENERIC[kind]
         uid = self.get(kind, name).metadata.uid
         # With its uid, since an apply would else make what is not there.
         wanted = _object(generic, {**_head(kind), "metadata": {"name": name, "uid": uid}, **fields})
         with translated(kind, name):
             return _read(
-                kind, self._client.patch(generic, name, wanted, patch_type=PatchType.APPLY, field_manager=holder)
+                kind,
+                # By force: what is applied is the holder's own, and the cluster role may have written it anew since.
+                self._client.patch(generic, name, wanted, patch_type=PatchType.APPLY, field_manager=holder, force=True),
             )
 
     def update(self, resource: Resource) -> Resource:
@@ -157,6 +160,20 @@ class KubernetesStore:
         """Ask for a resource's end. Raises: Unreachable."""
         with contextlib.suppress(NotFound), translated(kind, name):
             self._client.delete(_GENERIC[kind], name)
+
+    def delete_as_seen(self, resource: Resource) -> None:
+        """Ask for the end of what has not changed since. Raises: Busy, Unreachable."""
+        kind, seen = type(resource), resource.metadata
+        # Lightkube's own `delete` sends no options, so the request is made of what that is made of.
+        client = self._client._client  # noqa: SLF001
+        request = client.prepare_request("delete", res=_GENERIC[kind], name=seen.name)
+        request.data = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": seen.uid, "resourceVersion": seen.resource_version},
+        }
+        with contextlib.suppress(NotFound), translated(kind, seen.name):
+            client.handle_response("delete", client.send(client.build_adapter_request(request)), request)
 
     def is_definition_going(self, kind: type[Resource]) -> bool:
         """Say whether a kind's definition is being removed, or gone. Raises: Unreachable."""
@@ -401,11 +418,14 @@ def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     """Return a client. Raises: Invalid when nothing says where the API server is."""
     try:
         config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
-        return lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), **words)
+        client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), **words)
     except (ConfigError, OSError) as error:
         raise Invalid(
             f"no API server is known ({error}); run this in a cluster's pod, or name a kubeconfig with --kubeconfig"
         ) from error
+    # A watch would wait for ever for a server that lost power and never said so.
+    client._client._watch_timeout.read = _WATCH_S + _REQUEST_S  # noqa: SLF001 - lightkube offers no other way.
+    return client
 
 
 def _object(generic: type[Generic], content: Mapping[str, Any]) -> Any:

@@ -35,10 +35,19 @@ class LeaseStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Liveness:
-    """What is known of the nodes that have Leases; of the others nothing is known yet."""
+    """What is known of storage nodes."""
 
     live: frozenset[str] = frozenset()
     dead: frozenset[str] = frozenset()
+    """Who has a Lease and has not renewed it for LIVE_S."""
+    leased: frozenset[str] = frozenset()
+    """Who has a Lease at all."""
+    is_long: bool = False
+    """Whether it has been looked for LIVE_S: who lives and had no Lease would have one by now."""
+
+    def is_gone(self, node: str) -> bool:
+        """Say whether a node shows no sign of life, and would have."""
+        return node in self.dead or (self.is_long and node not in self.leased)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class LiveNodes:
         self._guard = threading.Lock()
         self._seen: dict[str, _Sight] = {}
         self._looked_s = 0.0
+        self._began_s: float | None = None
+        """When the first look succeeded, and later by as long as nobody could be asked since."""
         self._blind = False
         """Whether a look has failed since the last that did not."""
         self._went_back = False
@@ -110,6 +121,7 @@ class LiveNodes:
                 # While nobody could be asked, nobody could renew either.
                 self._forgive(now - self._looked_s)
             self._looked_s, self._blind = now, False
+            self._began_s = now if self._began_s is None else self._began_s
             for node, revision in marks.items():
                 before = self._seen.get(node)
                 if before is None:
@@ -128,9 +140,13 @@ class LiveNodes:
                 dead=frozenset(
                     node for node, sight in self._seen.items() if now - (sight.changed_s or sight.first_s) >= LIVE_S
                 ),
+                leased=frozenset(self._seen),
+                is_long=now - self._began_s >= LIVE_S,
             )
 
     def _forgive(self, away_s: float) -> None:
+        if self._began_s is not None:
+            self._began_s += away_s
         self._seen = {
             node: _Sight(one.revision, one.first_s + away_s, None if one.changed_s is None else one.changed_s + away_s)
             for node, one in self._seen.items()

@@ -168,7 +168,16 @@ class AoENode(Fields, frozen=True, kw_only=True):
                 "!(has(oldSelf.decommissioned) && oldSelf.decommissioned)"
                 " || (has(self.decommissioned) && self.decommissioned)",
                 "a decommissioned node's volumes count as lost already; delete this object and make it anew",
-            )
+            ),
+            rule(
+                "!has(self.pools) || self.pools.all(p, self.pools.exists_one(q, q.volumeGroup == p.volumeGroup"
+                " && (has(q.thinPool) ? q.thinPool : '') == (has(p.thinPool) ? p.thinPool : '')))",
+                "two pools are of one place, and each would promise all of its room; name it once",
+            ),
+            rule(
+                "!has(self.sans) || self.sans.all(s, self.sans.exists_one(t, t.interface == s.interface))",
+                "two SANs are on one interface; give each one its own, a VLAN for example",
+            ),
         ),
     ]
     status: Annotated[AoENodeStatus, Meta(description="What the node says it has.")] = AoENodeStatus()

@@ -257,7 +257,8 @@ class ClusterProvisioner:
             if seen is None or not any(one.node == node.name for one in seen.spec.tickets):
                 raise Busy(f"volume {volume_id} was taken from node {node.name} meanwhile; ask again")
             for grant in seen.status.grants:
-                if grant.node == node.name and grant.node_id == ticket.node_id and grant.mode is mode:
+                given = (grant.node, grant.node_id, grant.mode, grant.writable, grant.block)
+                if given == (ticket.node, ticket.node_id, ticket.mode, ticket.writable, ticket.block):
                     return conversion.attachment_of(volume_id, grant)
             for refused in seen.status.refusals:
                 if refused.node == node.name and refused.node_id == ticket.node_id:
@@ -329,7 +330,10 @@ class ClusterProvisioner:
             refused = conditions.find(seen.status.conditions, "Ready")
             error = conditions.error_of(refused.reason, refused.message) if refused else None
             if error is not None and not isinstance(error, _PASSING):
-                self._store.delete(AoESnapshot, snapshot_id)
+                try:
+                    self._store.delete_as_seen(seen)
+                except Busy:
+                    return None  # As with volumes.
                 raise error
             return None
 
@@ -378,7 +382,11 @@ class ClusterProvisioner:
                 continue
             if take_back:
                 # Else the wish would stand, and be granted once there is room, with nobody left who knows of it.
-                self._store.delete(AoEVolume, volume.metadata.name)
+                try:
+                    self._store.delete_as_seen(volume)
+                except Busy:
+                    # It has changed since it said so: there may be room, and somebody who uses it. The next look tells.
+                    continue
             raise error
 
     def _await(

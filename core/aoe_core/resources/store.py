@@ -31,10 +31,10 @@ class Store(Protocol):
         """Make a resource from its name, labels, finalizers and spec. Raises: Conflict (the name is taken), Invalid."""
 
     def apply(self, kind: type[Resource], name: str, fields: Mapping[str, Any], *, holder: str) -> Resource:
-        """Set the fields that `holder` answers for, by server-side apply, and drop those it no longer names.
+        """Set the fields that `holder` answers for, by server-side apply, and drop those it no longer names; also if
+        somebody else has set them since.
 
-        Raises: NotFound; Invalid when a rule of the schema refuses what would come out of it; Busy when another holder
-        answers for one of them.
+        Raises: NotFound; Invalid when a rule of the schema refuses what would come out of it.
         """
 
     def update(self, resource: Resource) -> Resource:
@@ -46,6 +46,9 @@ class Store(Protocol):
 
     def delete(self, kind: type[Resource], name: str) -> None:
         """Ask for a resource's end; finalizers may hold it up. An absent one is deleted."""
+
+    def delete_as_seen(self, resource: Resource) -> None:
+        """The same, if nobody has changed the resource since it was read. Raises: Busy."""
 
     def is_definition_going(self, kind: type[Resource]) -> bool:
         """Say whether a kind's definition is being removed, or gone: its resources go with it, and nobody wished it."""

@@ -143,6 +143,10 @@ _SPEC_RULES = rules(
 )
 
 
+MAX_HOLDERS = 4096
+"""Characters of `holders`; fewer nodes than there may be tickets fill it, if their names are long."""
+
+
 class GrantStatus(Fields, frozen=True, kw_only=True):
     """A grant in force: the answer to a ticket."""
 
@@ -200,7 +204,7 @@ class AoEVolumeStatus(Fields, frozen=True, kw_only=True):
         Meta(max_length=MAX_TICKETS, description="The tickets that could not be granted yet."),
         keyed_by("node"),
     ] = ()
-    holders: Annotated[str, Meta(max_length=4096, description="The same in one line, for a table.")] = ""
+    holders: Annotated[str, Meta(max_length=MAX_HOLDERS, description="The same in one line, for a table.")] = ""
     progress: Annotated[Progress | None, Meta(description="The copy it begins with, under way.")] = None
     conditions: Annotated[
         Conditions,

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,6 +26,12 @@ class Leases:
         if self.away:
             raise Unreachable("the API server does not answer")
         return dict(self.marks)
+
+
+def judged(live: LiveNodes) -> tuple[AbstractSet[str], AbstractSet[str]]:
+    """Look, and return who lives and who is dead."""
+    seen = live.look()
+    return seen.live, seen.dead
 
 
 def test_a_lease_that_never_changes_is_nobody_s() -> None:
@@ -69,14 +76,14 @@ def test_a_node_is_dead_once_nobody_has_seen_it_change_for_long() -> None:
     leases.renew_lease("a")
     leases.renew_lease("b")
     live = LiveNodes(leases, lambda: leases.now)
-    assert live.look() == Liveness()
+    assert judged(live) == (set(), set())
     leases.renew_lease("a")
     leases.now += LIVE_S - 1
-    assert live.look() == Liveness(live=frozenset({"a"}))
+    assert judged(live) == ({"a"}, set())
     leases.now += 1
-    assert live.look() == Liveness(live=frozenset({"a"}), dead=frozenset({"b"}))
+    assert judged(live) == ({"a"}, {"b"})
     leases.now += LIVE_S
-    assert live.look() == Liveness(dead=frozenset({"a", "b"}))
+    assert judged(live) == (set(), {"a", "b"})
 
 
 def test_an_api_server_that_went_back_in_time_ends_the_watch() -> None:
@@ -116,9 +123,9 @@ def test_an_absence_of_the_api_server_is_nobody_s_silence() -> None:
         with pytest.raises(Unreachable):
             live()
     leases.away = False
-    assert live.look() == Liveness(live=frozenset({"a"}))
+    assert judged(live) == ({"a"}, set())
     leases.now += LIVE_S
-    assert live.look() == Liveness(dead=frozenset({"a"}))
+    assert judged(live) == (set(), {"a"})
 
 
 def test_looks_at_once_are_not_taken_for_a_step_back() -> None:
@@ -142,3 +149,25 @@ def test_looks_at_once_are_not_taken_for_a_step_back() -> None:
     assert not stop.is_set()
     stop.set()
     watching.join(timeout=30)
+
+
+def test_who_has_no_lease_is_gone_once_it_was_looked_for_long_enough() -> None:
+    """As of a node whose Lease went with the namespace of a former installation."""
+    leases = Leases()
+    live = LiveNodes(leases, lambda: leases.now)
+    assert not live.look().is_gone("a")
+    leases.now += LIVE_S - 1
+    assert not live.look().is_gone("a")
+    leases.away = True
+    leases.now += 1000
+    with pytest.raises(Unreachable):
+        live.look()
+    leases.away = False
+    # While nobody could be asked, nobody could show that he lives.
+    assert not live.look().is_gone("a")
+    leases.now += 1
+    assert live.look().is_gone("a")
+    leases.renew_lease("a")
+    assert not live.look().is_gone("a")
+    leases.now += LIVE_S
+    assert live.look().is_gone("a")
