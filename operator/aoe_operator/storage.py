@@ -436,9 +436,10 @@ class StorageRole:
             try:
                 grants.append(self._grant(volume_id, ticket))
             except AoECsiError as error:
-                if told is not None and grant is not None:
-                    # It is in force as it was before.
-                    grants.append(told)
+                standing = next((one for one in work.status.grants if one.node == ticket.node), None)
+                if standing is not None and grant is not None and _told_keys((standing,)) == _keys((grant,)):
+                    # It is in force as it was before, whatever the ticket asks for now.
+                    grants.append(standing)
                 work.postpone(error)
                 refused = error
                 refusals.append(
