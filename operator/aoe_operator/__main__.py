@@ -21,9 +21,11 @@ from aoe_core.host.process_lock import engine_lock
 from aoe_core.host.runner import HostRunner
 from aoe_core.resources.kubernetes import KubernetesEvents, KubernetesLeases, KubernetesRegistrations, KubernetesStore
 from aoe_core.resources.leases import Liveness, LiveNodes
+from aoe_core.resources.shelf import AoEShelf
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import open_engine
 from aoe_operator import handlers, metrics
+from aoe_operator.claimant import claimant
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
@@ -107,7 +109,12 @@ def _storage(options: argparse.Namespace, stop: threading.Event) -> None:
             prepare=prepare,
             check=functools.partial(find_lacks, runner),
             boot=boot,
-            machine_id=machine_id(runner),
+            machine_id=claimant(
+                DurableFiles(STATE / "claimant"),
+                machine_id(runner),
+                store.list(AoEShelf),
+                remembers=bool(DurableFiles(STATE / "exports").read_all()),
+            ),
             stop=stop,
         ) as process,
     ):

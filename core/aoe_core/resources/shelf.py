@@ -32,7 +32,8 @@ class AoEShelfSpec(Fields, frozen=True, kw_only=True):
         str,
         Meta(
             max_length=32,
-            description="/etc/machine-id of the system that claimed it, and that alone knows which addresses rest.",
+            description="Who claimed it, and alone knows which addresses rest: /etc/machine-id of the node then, or a"
+            " name made up after its memory was lost. /var/lib/aoe-csi/claimant/id has it.",
         ),
     ] = ""
 
