@@ -37,7 +37,7 @@ def find(conditions: Iterable[Condition], type_: str) -> Condition | None:
 def put(
     conditions: Iterable[Condition], type_: str, *, holds: bool, reason: str, message: str, generation: int, now_s: int
 ) -> tuple[Condition, ...]:
-    """Return the conditions with one of them set; its time is kept if its status is."""
+    """Return the conditions with one of them set, in its place; its time is kept if its status is."""
     status = "True" if holds else "False"
     kept = tuple(conditions)
     before = find(kept, type_)
@@ -50,7 +50,10 @@ def put(
         last_transition_time=before.last_transition_time if before is not None and same else time_of(now_s),
         observed_generation=generation,
     )
-    return (*(one for one in kept if one.type != type_), fresh)
+    if before is None:
+        return (*kept, fresh)
+    # At its place: moved, it would make a status differ that says the same.
+    return tuple(fresh if one.type == type_ else one for one in kept)
 
 
 def put_error(
