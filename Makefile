@@ -172,8 +172,7 @@ test-pods: setup ## Test on a whole cluster: kubelets, sidecars, pods (the first
 # What of tests/pods `make test` has time for, on a machine less: each node costs a third of a processor by being there.
 # The rest takes an hour and more, a lost writer that is fenced five minutes of it.
 PODS = tests/pods/test_
-MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between_nodes \
-	$(PODS)volumes.py::test_a_snapshot_becomes_a_larger_claim_and_a_claim_is_cloned
+MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between_nodes
 
 .PHONY: test-main-pods
 test-main-pods: setup ## Test the main job on a whole cluster: the part of test-pods that fits into an hour with all others
