@@ -112,8 +112,8 @@ def _storage(options: argparse.Namespace, stop: threading.Event) -> None:
             machine_id=claimant(
                 DurableFiles(STATE / "claimant"),
                 machine_id(runner),
-                store.list(AoEShelf),
-                remembers=bool(DurableFiles(STATE / "exports").read_all()),
+                functools.partial(store.list, AoEShelf),
+                DurableFiles(STATE / "exports"),
             ),
             stop=stop,
         ) as process,

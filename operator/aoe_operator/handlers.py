@@ -37,6 +37,7 @@ AskedFor = Callable[[Mapping[str, Any]], object]
 """The fields of a status whose change calls a handler, of an object as it came."""
 _AGAIN_S = 1.0
 _LONGEST_WAIT_S = 60.0
+"""Ours never wait longer; what was written down for later was so by a clock that has been set back since."""
 _REMEMBERED = 50_000
 """Objects of which a role knows what it has handled; some 300 bytes each."""
 

@@ -1,5 +1,7 @@
 """Between resources and the words of the model. Pure."""
 
+from msgspec.structs import replace
+
 from aoe_core.model import (
     Address,
     Attachment,
@@ -118,25 +120,16 @@ def _grant_of(volume_id: VolumeId, granted: GrantStatus) -> Grant:
 
 def granted_of(grant: Grant, attachment: Attachment) -> GrantStatus:
     """Return a grant in force as the status tells of it."""
-    return GrantStatus(
-        node=grant.node,
-        node_id=grant.node_id,
-        mode=grant.mode,
-        writable=grant.writable,
-        block=grant.block,
-        transport=grant.transport,
-        address=str(grant.address) if grant.address else "",
-        san=grant.san or "",
+    return replace(
+        held_of(grant, quantity(attachment.size_bytes)),
         target_mac=attachment.target_mac,
         device=attachment.device,
-        size=quantity(attachment.size_bytes),
         filesystem=attachment.filesystem,
-        granted_at=time_of(grant.granted_s),
     )
 
 
 def held_of(grant: Grant, size: str) -> GrantStatus:
-    """Return a grant that only its export file tells of, and that is to be revoked. `size`: the volume's quantity."""
+    """Return a grant as its export file alone tells of it. `size`: the volume's quantity."""
     return GrantStatus(
         node=grant.node,
         node_id=grant.node_id,

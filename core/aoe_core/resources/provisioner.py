@@ -327,14 +327,7 @@ class ClusterProvisioner:
                 raise Busy(f"snapshot {snapshot_id} was deleted while it was being taken; ask again")
             if seen.status.ready:
                 return conversion.snapshot_of(seen)
-            refused = conditions.find(seen.status.conditions, "Ready")
-            error = conditions.error_of(refused.reason, refused.message) if refused else None
-            if error is not None and not isinstance(error, _PASSING):
-                try:
-                    self._store.delete_as_seen(seen)
-                except Busy:
-                    return None  # As with volumes.
-                raise error
+            self._raise_refusal(seen, "Ready", take_back=True)
             return None
 
         return self._await(AoESnapshot, snapshot_id, taken, lambda _: f"snapshot {snapshot_id} is being taken")
@@ -348,10 +341,7 @@ class ClusterProvisioner:
         def gone(seen: AoESnapshot | None) -> bool | None:
             if seen is None:
                 return True
-            refused = conditions.find(seen.status.conditions, "Deleted")
-            error = conditions.error_of(refused.reason, refused.message) if refused else None
-            if error is not None and not isinstance(error, _PASSING):
-                raise error
+            self._raise_refusal(seen, "Deleted")
             return None
 
         self._await(AoESnapshot, snapshot_id, gone, lambda _: f"snapshot {snapshot_id} is being removed")
@@ -371,10 +361,10 @@ class ClusterProvisioner:
             raise NotFound(f"volume {volume_id} is not made yet; wait until it is Ready")
         return volume
 
-    def _raise_refusal(self, volume: AoEVolume, *types: str, since: int = 0, take_back: bool = False) -> None:
+    def _raise_refusal(self, seen: Seen, *types: str, since: int = 0, take_back: bool = False) -> None:
         """Raise what a condition refuses, unless it was said before generation `since`, or may pass."""
         for type_ in types:
-            condition = conditions.find(volume.status.conditions, type_)
+            condition = conditions.find(seen.status.conditions, type_)
             if condition is None or condition.status != "False" or condition.observed_generation < since:
                 continue
             error = conditions.error_of(condition.reason, condition.message)
@@ -383,7 +373,7 @@ class ClusterProvisioner:
             if take_back:
                 # Else the wish would stand, and be granted once there is room, with nobody left who knows of it.
                 try:
-                    self._store.delete_as_seen(volume)
+                    self._store.delete_as_seen(seen)
                 except Busy:
                     # It has changed since it said so: there may be room, and somebody who uses it. The next look tells.
                     continue
