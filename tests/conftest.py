@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aoe_lab import evidence as files
 
+# How long an example takes says nothing on a machine that does other work.
+settings.register_profile("busy machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machines")
 _FIGURE = "figure"
 """A property of reports: they reach the summary whichever process a test ran in."""
 

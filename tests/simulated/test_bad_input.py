@@ -158,7 +158,7 @@ def test_whatever_is_refused_has_changed_nothing(cluster: Cluster, plugin: Stubs
     )
     refused = 0
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(request=messages(method.input_type))
     def ask(request: Message) -> None:
         nonlocal refused

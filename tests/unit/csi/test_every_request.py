@@ -126,7 +126,7 @@ def test_all_services_of_the_specification_are_asked() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_any_request_is_answered_with_a_known_code(shared: Plugin, method: MethodDescriptor) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(request=messages(method.input_type))
     def ask(request: Message) -> None:
         shared.controller.CreateVolume(create(name="pvc-1"))

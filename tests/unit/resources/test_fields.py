@@ -1,12 +1,11 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aoe_core.errors import Invalid
 from aoe_core.resources.fields import parse_quantity, quantity
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=2**63 - 1))
 def test_a_quantity_says_the_bytes_it_was_made_of(size_bytes: int) -> None:
     assert parse_quantity(quantity(size_bytes)) == size_bytes
