@@ -12,9 +12,10 @@ from typing import Annotated
 import msgspec
 
 from aoe_core import settings
-from aoe_core.errors import Invalid
+from aoe_core.errors import AoECsiError, Invalid
 from aoe_core.settings import Initiator, Name, San, Settings
 
+INTERFACES = Path("/sys/class/net")
 Pattern = Annotated[str, msgspec.Meta(pattern=r"^\S+$", max_length=253)]
 
 
@@ -41,6 +42,21 @@ class SanRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def read(path: Path) -> SanRules:
     """Read a file of rules. Raises: Invalid naming the file, the key, the fact and the remedy."""
     return settings.read_as(SanRules, path)
+
+
+def resolve_here(path: Path, node: str, interfaces: Path = INTERFACES) -> Settings:
+    """Return the settings of this node, by a file of rules and the interfaces it has now. Raises: Invalid."""
+    return resolve(read(path), node, [one.name for one in interfaces.iterdir()])
+
+
+def find_change(settings: Settings, path: Path, interfaces: Path = INTERFACES) -> str | None:
+    """Say that rules or interfaces are not what they were when `settings` were resolved: a process that goes by them
+    must be started anew."""
+    try:
+        same = resolve_here(path, settings.node, interfaces) == settings
+    except AoECsiError as error:
+        return str(error)
+    return None if same else f"rules or interfaces of node {settings.node} have changed; starting anew takes them up"
 
 
 def resolve(rules: SanRules, node: str, interfaces: Iterable[str]) -> Settings:

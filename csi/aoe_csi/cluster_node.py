@@ -11,10 +11,8 @@ from pathlib import Path
 import prometheus_client
 
 from aoe_core import preflight, preparation, san_rules
-from aoe_core.errors import AoECsiError
 from aoe_core.host.runner import HostRunner
 from aoe_core.recent import RecentLook
-from aoe_core.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class ClusterNode:
         name: str,
         *,
         enter_host: bool,
-        interfaces: Path = Path("/sys/class/net"),
+        interfaces: Path = san_rules.INTERFACES,
         state: Path | None = None,
     ) -> None:
         """`state`: the settings' state directory, unless said.
@@ -52,7 +50,7 @@ class ClusterNode:
         self._interfaces = interfaces
         self._runner = HostRunner(enter_host=enter_host)
         self._lack = RecentLook(self._look, age_s=_LOOK_EVERY_S)
-        self.settings = self._resolve()
+        self.settings = san_rules.resolve_here(rules, name, interfaces)
         _SANS.set(len(self.settings.san))
         self._mark = (state or Path(self.settings.state_directory)) / _MARK
         if self.settings.san:
@@ -74,24 +72,14 @@ class ClusterNode:
 
     def find_change(self) -> str | None:
         """Say that rules or interfaces are not what they were when the process began: it must be started anew."""
-        try:
-            same = self._resolve() == self.settings
-        except AoECsiError as error:
-            return str(error)
-        return None if same else f"rules or interfaces of node {self._name} have changed; starting anew takes them up"
+        return san_rules.find_change(self.settings, self._rules, self._interfaces)
 
     def find_lack(self) -> str | None:
         """Say what keeps this node from taking volumes, with the remedy; None when nothing does."""
         return self._lack.take()
 
-    def _resolve(self) -> Settings:
-        return san_rules.resolve(san_rules.read(self._rules), self._name, self._present())
-
-    def _present(self) -> list[str]:
-        return sorted(path.name for path in self._interfaces.iterdir())
-
     def _no_match(self) -> str:
-        present = ", ".join(self._present())
+        present = ", ".join(sorted(path.name for path in self._interfaces.iterdir()))
         return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
 
     def _look(self) -> str | None:

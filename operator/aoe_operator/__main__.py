@@ -1,7 +1,8 @@
 """The `aoe-operator` command: one role of the operator, until SIGTERM.
 
-Exit codes: 0 asked to end (or the node's resource has changed: start it anew), 2 refused before anything began.
+Exit codes: 0 asked to end (or its node is not what it was told: start it anew), 2 refused before anything began.
 """
+# ruff: noqa: PLC0415 - what only guests need is loaded for them alone.
 
 import argparse
 import functools
@@ -10,12 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aoe_core import preparation
 from aoe_core.attach.records import open_staged_check
-from aoe_core.errors import AoECsiError
+from aoe_core.errors import AoECsiError, Invalid
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.process_lock import engine_lock
 from aoe_core.host.runner import HostRunner
@@ -25,6 +27,7 @@ from aoe_core.resources.shelf import AoEShelf
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import open_engine
 from aoe_operator import handlers, metrics
+from aoe_operator.background import Repeated
 from aoe_operator.claimant import claimant
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
@@ -37,6 +40,10 @@ STATE = Path("/var/lib/aoe-csi")
 """The same in the container as on its host."""
 FORMER_S = 60.0
 """How long a former process of this role is waited for."""
+GRANTED_S = 20.0
+"""How long a worker waits for a storage node's answer to a guest's ticket before it comes back later."""
+GROWN_EVERY_S = 30.0
+"""How often volumes of guests are looked at that may have grown."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +65,22 @@ def parser() -> argparse.ArgumentParser:
     storage.add_argument("--prepare-host", action="store_true", help="first do what `aoe-csi prepare-host` does")
     storage.set_defaults(act=_storage)
     cluster = roles.add_parser("cluster", parents=[shared], help="what is decided once for all: placement")
+    cluster.add_argument(
+        "--guest-access",
+        type=Path,
+        metavar="PATH",
+        help="which namespaces may attach to which guests; left out: AoEGuestDisks are not seen to",
+    )
     cluster.set_defaults(act=_cluster)
+    guests = roles.add_parser("guests", parents=[shared], help="disks of this host's libvirt guests")
+    guests.add_argument("--node", required=True, metavar="NAME", help="this host's name in the cluster")
+    guests.add_argument(
+        "--san-rules", type=Path, required=True, metavar="PATH", help="the node server's rules for all nodes"
+    )
+    guests.add_argument(
+        "--enter-host", action="store_true", help="run commands in the namespaces of process 1: for a container"
+    )
+    guests.set_defaults(act=_guests)
     return top
 
 
@@ -137,9 +159,80 @@ def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
         role.tell_liveness(seen)
 
     watching = live.watch(stop, tell)
-    handlers.run(handlers.cluster(role), stop=stop, liveness=options.liveness)
-    stop.set()
+    with _guest_grants(options, store, stop) as grant:
+        handlers.run(handlers.cluster(role, grant), stop=stop, liveness=options.liveness)
+        stop.set()
     watching.join()
+
+
+@contextmanager
+def _guest_grants(
+    options: argparse.Namespace, store: KubernetesStore, stop: threading.Event
+) -> Iterator[handlers.ReconcileWithin | None]:
+    """Give the cluster role's half of guests' disks, if there are to be any, and see to what grows meanwhile."""
+    if options.guest_access is None:
+        yield None
+        return
+    from aoe_core.resources import guest_access
+    from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks, KubernetesHosts
+    from aoe_core.resources.provisioner import ClusterProvisioner
+    from aoe_operator.guest_grants import GuestGrants
+
+    guest_access.read(options.guest_access)  # A list that cannot be read is refused here, not at the first disk.
+    config, holder = options.kubeconfig, "cluster"
+    grants = GuestGrants(
+        KubernetesGuestDisks(config, holder=holder),
+        KubernetesClaims(config, holder=holder),
+        KubernetesHosts(config, holder=holder, registrations=KubernetesRegistrations(config, options.namespace)),
+        ClusterProvisioner(store, patience_s=GRANTED_S),
+        rules=functools.partial(guest_access.read, options.guest_access),
+    )
+    with Repeated(grants.follow_growth, name="growth", every_s=GROWN_EVERY_S, stop=stop):
+        yield grants.reconcile
+
+
+def _guests(options: argparse.Namespace, stop: threading.Event) -> None:
+    from aoe_core import san_rules
+    from aoe_core.attach.attacher import open_attacher
+    from aoe_core.guests.autostart import Autostart
+    from aoe_core.guests.guest_disks import open_guest_disks
+    from aoe_core.host.blocking import BlockingCalls
+    from aoe_core.host.libvirt import LibvirtHypervisor
+    from aoe_core.host.links import boot_id
+    from aoe_core.host.process_lock import guests_lock
+    from aoe_core.resources.guest_kubernetes import KubernetesGuestDisks
+    from aoe_operator.guests import GuestsRole
+    from aoe_operator.guests_process import GuestsProcess
+
+    settings = san_rules.resolve_here(options.san_rules, options.node)
+    if not settings.san:
+        raise Invalid(
+            f"no rule for a SAN matches an interface of host {options.node}, so its guests reach no volume; mend the "
+            "rules, or take the host's label for guests off"
+        )
+    attacher = open_attacher(settings, enter_host=options.enter_host)
+    disks = open_guest_disks(settings, attacher)
+    role = GuestsRole(options.node, disks, KubernetesGuestDisks(options.kubeconfig, holder=f"guests-{options.node}"))
+    state = Path(settings.state_directory)
+    # A pod that was deleted by force may live on for a while beside its successor.
+    with (
+        guests_lock(state, wait_s=FORMER_S),
+        GuestsProcess(
+            role,
+            disks,
+            attacher,
+            Autostart(
+                boot_id(),
+                disks,
+                LibvirtHypervisor(BlockingCalls()),
+                DurableFiles(state / "guests" / "autostart"),
+                role.may_start,
+            ),
+            stop=stop,
+            find_change=functools.partial(san_rules.find_change, settings, options.san_rules),
+        ),
+    ):
+        handlers.run(handlers.guests(role.reconcile, options.node), stop=stop, liveness=options.liveness)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -44,6 +45,7 @@ from aoe_core.resources.guest_disk import (
     with_host,
     without_host,
 )
+from aoe_operator.background import attempt
 from aoe_operator.guest_status import SOON_S, Teller, again_s, is_passing
 
 log = logging.getLogger(__name__)
@@ -137,6 +139,11 @@ class GuestGrants:
             for disk in self._disks.list()
             if not is_going(disk) and self._has_grown(disk)
         )
+
+    def follow_growth(self) -> None:
+        """Tell hosts of what has grown. Raises: Unreachable."""
+        for namespace, name in self.find_grown():
+            attempt(partial(self.reconcile, namespace, name), f"growth of {namespace}/{name}")
 
     def _has_grown(self, disk: AoEGuestDisk) -> bool:
         known_bytes = [parse_quantity(one.grant.size) for one in disk.status.hosts if one.grant is not None]

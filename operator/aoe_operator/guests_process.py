@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Self
 
@@ -11,7 +12,7 @@ from aoe_core.attach.attacher import Attacher
 from aoe_core.guests.autostart import Autostart
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
-from aoe_operator.background import attempt
+from aoe_operator.background import Repeated, attempt
 from aoe_operator.guests import GuestsRole
 
 log = logging.getLogger(__name__)
@@ -33,34 +34,37 @@ class GuestsProcess:
         autostart: Autostart,
         *,
         stop: threading.Event,
+        find_change: Callable[[], str | None] = lambda: None,
         sweep_s: float = _SWEEP_S,
     ) -> None:
+        """`find_change`: says what is not as it was when the process began, which then ends, to be started anew."""
         self._role = role
         self._disks = disks
         self._attacher = attacher
         self._autostart = autostart
         self._stop = stop
+        self._find_change = find_change
         self._sweep_s = sweep_s
-        self._thread = threading.Thread(target=self._repeat, name="sweep")
+        # Each on its own: a volume whose storage node is silent holds up no other's guest.
+        # Who starts guests looks first: once their devices are there, nothing tells that they waited.
+        works = (self.end_if_changed, self.start_guests, self.ready, self.start_guests, self.sweep)
+        self._rounds = Repeated(*works, name="sweep", every_s=sweep_s, stop=stop)
         self._is_ready = False
         self._orphans: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._rounds.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._rounds.__exit__()
 
-    def _repeat(self) -> None:
-        while True:
-            # Each on its own: a volume whose storage node is silent holds up no other's guest.
-            # Who starts guests looks first: once their devices are there, nothing tells that they waited.
-            for work in (self.start_guests, self.ready, self.start_guests, self.sweep):
-                attempt(work, work.__name__)
-            if self._stop.wait(self._sweep_s):
-                return
+    def end_if_changed(self) -> None:
+        """End the process when it was made for what this host is no more."""
+        change = self._find_change()
+        if change is not None:
+            log.warning("ends, to be started anew", extra={"why": change})
+            self._stop.set()
 
     def ready(self) -> None:
         """Bring back every device that a guest may need, until all are there once; from then on the node server's

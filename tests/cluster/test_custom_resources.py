@@ -30,6 +30,7 @@ NODE: Spec = {
 }
 LIVE = "multi-node-multi-writer"
 READERS = "multi-node-reader-only"
+GUEST, OTHER_GUEST = {"guest": "shop/data/1"}, {"guest": "shop/logs/2"}
 
 
 REFUSED_AT_CREATION = {
@@ -73,6 +74,24 @@ REFUSED_AT_CREATION = {
         "v",
         {**VOLUME, "tickets": [ticket("a", LIVE, block=True), ticket("b", READERS, writable=False, block=True)]},
         "one and the same mode",
+    ),
+    "a-guest-beside-pods-that-write": (
+        "AoEVolume",
+        "v",
+        {**VOLUME, "tickets": [ticket("a", LIVE, block=True), {**ticket("b", LIVE, block=True), **GUEST}]},
+        "only while all of them read",
+    ),
+    "two-guests-one-of-which-writes": (
+        "AoEVolume",
+        "v",
+        {
+            **VOLUME,
+            "tickets": [
+                {**ticket("a", LIVE, writable=False, block=True), **OTHER_GUEST},
+                {**ticket("b", LIVE, block=True), **GUEST},
+            ],
+        },
+        "only while all of them read",
     ),
     "a-reader-that-writes": ("AoEVolume", "v", {**VOLUME, "tickets": [ticket("a", READERS)]}, "reader's mode"),
     "a-node-with-two-tickets": (
@@ -147,6 +166,27 @@ REFUSED_CHANGES = {
         {**VOLUME, "tickets": [ticket("a"), ticket("b")]},
         "another node holds this volume",
     ),
+    "a-guest-on-a-node-whose-pods-have-it": (
+        "AoEVolume",
+        "v",
+        {**VOLUME, "tickets": [ticket("a")]},
+        {**VOLUME, "tickets": [{**ticket("a"), **GUEST}]},
+        "cannot have a volume on one node",
+    ),
+    "pods-on-a-node-whose-guest-has-it": (
+        "AoEVolume",
+        "v",
+        {**VOLUME, "tickets": [{**ticket("a"), **GUEST}]},
+        {**VOLUME, "tickets": [ticket("a")]},
+        "cannot have a volume on one node",
+    ),
+    "another-guest-of-one-node": (
+        "AoEVolume",
+        "v",
+        {**VOLUME, "tickets": [{**ticket("a"), **GUEST}]},
+        {**VOLUME, "tickets": [{**ticket("a"), **OTHER_GUEST}]},
+        "cannot have a volume on one node",
+    ),
     "another-snapshot": ("AoESnapshot", "s", SNAPSHOT, {**SNAPSHOT, "volume": "w"}, "a snapshot cannot change"),
     "anothers-shelf": ("AoEShelf", "main-10", SHELF, {**SHELF, "node": "storage2"}, "cannot change hands"),
     "a-node-come-back": (
@@ -180,6 +220,21 @@ ALLOWED_CHANGES = {
     "the-second-end-of-a-migration": (
         {**VOLUME, "tickets": [ticket("a", LIVE, block=True)]},
         {**VOLUME, "tickets": [ticket("a", LIVE, block=True), ticket("b", LIVE, block=True)]},
+    ),
+    "a-guest-moves": (
+        {**VOLUME, "tickets": [{**ticket("a", LIVE, block=True), **GUEST}]},
+        {**VOLUME, "tickets": [{**ticket(node, LIVE, block=True), **GUEST} for node in "ab"]},
+    ),
+    "guests-and-pods-read": (
+        {**VOLUME, "tickets": [ticket("a", READERS, writable=False)]},
+        {
+            **VOLUME,
+            "tickets": [
+                ticket("a", READERS, writable=False),
+                {**ticket("b", READERS, writable=False), **GUEST},
+                {**ticket("c", READERS, writable=False), **OTHER_GUEST},
+            ],
+        },
     ),
     "many-readers": (
         VOLUME,

@@ -266,6 +266,59 @@ def test_a_second_writer_is_refused_by_name(provisioner: ClusterProvisioner, mac
     assert moved.address != Address(SHELF, 0)
 
 
+def test_a_guest_and_pods_have_a_volume_one_after_the_other(
+    provisioner: ClusterProvisioner, machines: Machines
+) -> None:
+    provisioner.create_volume(spec())
+    first, second = (machines.identity(node) for node in COMPUTE_NODES)
+    as_guest: dict[str, Any] = {"read_only": False, "block": True, "guest": "shop/data/1"}
+    granted = provisioner.publish(V, first, WRITER, **as_guest)
+    assert provisioner.publish(V, first, WRITER, **as_guest) == granted
+    for node in (first, second):
+        with pytest.raises(InUse, match=r"compute1.*AoEGuestDisk shop/data\).*delete that AoEGuestDisk first"):
+            provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    with pytest.raises(InUse, match="shop/data"):
+        provisioner.publish(V, first, WRITER, read_only=False, block=True, guest="shop/data/2")
+    # Of a VolumeAttachment that is left over, or of another guest's disk: none of them takes it from the guest.
+    provisioner.unpublish(V, first.name)
+    provisioner.unpublish(V, None)
+    provisioner.unpublish(V, first.name, guest="shop/data/2")
+    assert provisioner.publish(V, first, WRITER, **as_guest) == granted
+    provisioner.expand_volume(V, 128 * MIB)
+    assert provisioner.device_bytes(V) == 128 * MIB
+    assert provisioner.publish(V, first, WRITER, **as_guest).size_bytes == 128 * MIB
+
+    provisioner.unpublish(V, first.name, guest="shop/data/1")
+    assert machines.engine.get_volume(V).grants == ()
+    provisioner.publish(V, first, WRITER, read_only=False, block=True)
+    with pytest.raises(InUse, match="remove the pods that use it there first"):
+        provisioner.publish(V, first, WRITER, **as_guest)
+    provisioner.unpublish(V, first.name, guest="shop/data/1")
+    assert [one.node for one in machines.engine.get_volume(V).grants] == [first.name]
+
+
+def test_of_pods_and_a_guest_that_come_at_once_one_wins(provisioner: ClusterProvisioner, machines: Machines) -> None:
+    provisioner.create_volume(spec())
+    node = machines.identity(COMPUTE_NODES[0])
+    together = threading.Barrier(2)
+
+    def ask(guest: str | None) -> str | None:
+        together.wait(60)
+        try:
+            provisioner.publish(V, node, WRITER, read_only=False, block=True, guest=guest)
+        except InUse as refusal:
+            return str(refusal)
+        return None
+
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            refused = [one for one in pool.map(ask, (None, "shop/data/1")) if one is not None]
+        assert len(refused) == 1
+        assert node.name in refused[0]
+        provisioner.unpublish(V, node.name)
+        provisioner.unpublish(V, node.name, guest="shop/data/1")
+
+
 def test_what_has_no_room_leaves_no_wish_behind(provisioner: ClusterProvisioner, store: KubernetesStore) -> None:
     with pytest.raises(NoSpace, match="storage1 takes at most"):
         provisioner.create_volume(spec(pool="thick", size_bytes=100 * GIB))

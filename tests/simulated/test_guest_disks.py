@@ -905,7 +905,11 @@ def test_guests_without_disks_of_ours_or_not_to_start_with_the_host_are_left_alo
     assert not other.running
 
 
-def process_of(cluster: GuestDiskCluster) -> GuestsProcess:
+def process_of(
+    cluster: GuestDiskCluster,
+    stop: threading.Event | None = None,
+    find_change: Callable[[], str | None] = lambda: None,
+) -> GuestsProcess:
     """Return the role's process of the host's present boot."""
     role = cluster.role(NODE)
     return GuestsProcess(
@@ -913,7 +917,8 @@ def process_of(cluster: GuestDiskCluster) -> GuestsProcess:
         cluster.disks[NODE],
         cluster.attachers[NODE],
         autostart(cluster, may_start=role.may_start),
-        stop=threading.Event(),
+        stop=stop or threading.Event(),
+        find_change=find_change,
         sweep_s=5.0,
     )
 
@@ -945,10 +950,20 @@ def test_the_process_mends_and_tells(attached: GuestDiskCluster, caplog: pytest.
     assert prometheus_client.REGISTRY.get_sample_value("aoe_csi_guest_orphans") == 0
 
 
+def test_the_process_ends_when_its_host_is_not_what_it_was(attached: GuestDiskCluster) -> None:
+    changes = [None, "rules or interfaces have changed"]
+    stop = threading.Event()
+    process = process_of(attached, stop, lambda: changes.pop(0))
+    process.end_if_changed()
+    assert not stop.is_set()
+    process.end_if_changed()
+    assert stop.is_set()
+
+
 def test_the_process_outlives_what_fails_and_ends_when_it_is_told_to(attached: GuestDiskCluster) -> None:
     attached.compute[NODE].hypervisor.answers = False
-    process = process_of(attached)
-    with process:
-        pass
-    assert not process._thread.is_alive()  # noqa: SLF001
+    before = threading.active_count()
+    with process_of(attached):
+        assert threading.active_count() > before
+    assert threading.active_count() == before
     assert attached.guest[NODE].open, "it lets go of nothing"

@@ -66,3 +66,9 @@ def engine_lock(state_directory: Path, *, wait_s: float = 0.0) -> ProcessLock:
     """Return the lock of the one process that gives out this host's volumes and addresses."""
     state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return ProcessLock(state_directory / "engine.lock", "this host's volumes are given out", wait_s=wait_s)
+
+
+def guests_lock(state_directory: Path, *, wait_s: float = 0.0) -> ProcessLock:
+    """Return the lock of the one process that sees to this host's guests for a cluster."""
+    state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return ProcessLock(state_directory / "guests.lock", "this host's guests are seen to", wait_s=wait_s)

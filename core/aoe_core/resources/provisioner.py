@@ -228,14 +228,29 @@ class ClusterProvisioner:
     # --- grants -------------------------------------------------------------------------------------------------
 
     def publish(
-        self, volume_id: VolumeId, node: NodeIdentity, mode: AccessMode, *, read_only: bool, block: bool
+        self,
+        volume_id: VolumeId,
+        node: NodeIdentity,
+        mode: AccessMode,
+        *,
+        read_only: bool,
+        block: bool,
+        guest: str | None = None,
     ) -> Attachment:
-        """Apply a node's ticket and wait until its grant is in force."""
+        """Apply a node's ticket and wait until its grant is in force. `guest`: the guest's disk it is for; a guest and
+        pods do not share a node's grant."""
         volume = self._ready_volume(volume_id)
         ticket = Ticket(
-            node=node.name, node_id=str(node), mode=mode, writable=mode.writes and not read_only, block=block
+            node=node.name,
+            node_id=str(node),
+            mode=mode,
+            writable=mode.writes and not read_only,
+            block=block,
+            guest=guest,
         )
         own = next((one for one in volume.spec.tickets if one.node == node.name), None)
+        if own is not None and own.guest != guest:
+            raise _in_use(volume, guest=guest)
         if own is not None and (own.mode, own.writable, own.block) != (ticket.mode, ticket.writable, ticket.block):
             raise Conflict(
                 f"volume {volume_id} is published to node {node.name} already as {own.mode.value}; unpublish it first"
@@ -248,18 +263,20 @@ class ClusterProvisioner:
                 )  # fmt: skip
             except Invalid as refusal:
                 volume = self._ready_volume(volume_id)
-                others = [one for one in volume.spec.tickets if one.node != node.name]
+                others = [one for one in volume.spec.tickets if (one.node, one.guest) != (node.name, guest)]
                 if not others:
                     raise
-                raise _in_use(volume) from refusal
+                raise _in_use(volume, guest=guest) from refusal
 
         def granted(seen: AoEVolume | None) -> Attachment | None:
-            if seen is None or not any(one.node == node.name for one in seen.spec.tickets):
+            if seen is None or not any((one.node, one.guest) == (node.name, guest) for one in seen.spec.tickets):
                 raise Busy(f"volume {volume_id} was taken from node {node.name} meanwhile; ask again")
             for grant in seen.status.grants:
                 given = (grant.node, grant.node_id, grant.mode, grant.writable, grant.block)
                 if given == (ticket.node, ticket.node_id, ticket.mode, ticket.writable, ticket.block):
-                    return conversion.attachment_of(volume_id, grant)
+                    # The volume may have grown since it was granted.
+                    size = seen.status.device_size or grant.size
+                    return conversion.attachment_of(volume_id, msgspec.structs.replace(grant, size=size))
             for refused in seen.status.refusals:
                 if refused.node == node.name and refused.node_id == ticket.node_id:
                     error = conditions.error_of(refused.reason, refused.message)
@@ -269,9 +286,10 @@ class ClusterProvisioner:
 
         return self._await(AoEVolume, volume_id, granted, lambda _: f"volume {volume_id} is being exported")
 
-    def unpublish(self, volume_id: VolumeId, node: NodeName | None) -> None:
-        """Take back tickets and wait until their grants are revoked."""
-        volume = self._take_back(volume_id, node)
+    def unpublish(self, volume_id: VolumeId, node: NodeName | None, *, guest: str | None = None) -> None:
+        """Take back tickets and wait until their grants are revoked. `guest`: the guest's disk they were for; what
+        pods have is not a guest's to give back, nor the other way round."""
+        volume = self._take_back(volume_id, node, guest)
         if volume is None:
             return
         generation = volume.metadata.generation
@@ -279,7 +297,8 @@ class ClusterProvisioner:
         def revoked(seen: AoEVolume | None) -> bool | None:
             if seen is None:
                 return True
-            held = any(grant.node == node or node is None for grant in seen.status.grants)
+            others = {one.node for one in seen.spec.tickets if one.guest != guest}
+            held = any(node in (None, grant.node) and grant.node not in others for grant in seen.status.grants)
             if not held and seen.status.observed_generation >= generation:
                 return True
             self._raise_refusal(seen, "Revoked", since=generation)
@@ -287,13 +306,17 @@ class ClusterProvisioner:
 
         self._await(AoEVolume, volume_id, revoked, lambda _: f"volume {volume_id} is being taken back")
 
-    def _take_back(self, volume_id: VolumeId, node: NodeName | None) -> AoEVolume | None:
+    def device_bytes(self, volume_id: VolumeId) -> int:
+        """Return how large a volume's device is now. Raises: NotFound."""
+        return conversion.volume_of(self._ready_volume(volume_id)).device_bytes
+
+    def _take_back(self, volume_id: VolumeId, node: NodeName | None, guest: str | None) -> AoEVolume | None:
         deadline = time.monotonic() + self._patience_s
         while True:
             volume = self._store.find(AoEVolume, volume_id)
             if volume is None or (_is_free(volume) and _has_been_heard(volume)):
                 return None
-            kept = tuple(one for one in volume.spec.tickets if node is not None and one.node != node)
+            kept = tuple(one for one in volume.spec.tickets if one.guest != guest or node not in (None, one.node))
             if kept == volume.spec.tickets:
                 return volume
             fresh = msgspec.structs.replace(volume, spec=msgspec.structs.replace(volume.spec, tickets=kept))
@@ -436,9 +459,20 @@ def _require_same(volume: AoEVolume, wanted: AoEVolumeSpec) -> None:
         )
 
 
-def _in_use(volume: AoEVolume) -> InUse:
-    holders = ", ".join(f"{one.node} ({one.mode.value})" for one in volume.spec.tickets)
-    return InUse(f"volume {volume.metadata.name} is published to {holders}; unpublish it there first")
+def _in_use(volume: AoEVolume, *, guest: str | None = None) -> InUse:
+    """Say who holds a volume. `guest`: the guest's disk that asks."""
+    tickets = volume.spec.tickets
+    holders = ", ".join(f"{one.node} ({one.mode.value}{_for_guest(one)})" for one in tickets)
+    remedies = {
+        "remove the pods that use it there": guest is not None and any(one.guest is None for one in tickets),
+        "delete that AoEGuestDisk": any(one.guest is not None for one in tickets),
+    }
+    remedy = " and ".join(words for words, fits in remedies.items() if fits) or "unpublish it there"
+    return InUse(f"volume {volume.metadata.name} is published to {holders}; {remedy} first")
+
+
+def _for_guest(ticket: Ticket) -> str:
+    return "" if ticket.guest is None else f", AoEGuestDisk {ticket.guest.rpartition('/')[0]}"
 
 
 def _how_far(volume: AoEVolume) -> str:

@@ -26,6 +26,8 @@ from aoe_core.resources.fields import (
     rules,
 )
 
+MAX_GUEST = 63 + 1 + 253 + 1 + 36
+"""Characters of a namespace, a name and a uid."""
 NodeId = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -39,12 +41,25 @@ class Ticket(Fields, frozen=True, kw_only=True):
     mode: Annotated[AccessMode, Meta(description="CSI's access mode.")]
     writable: Annotated[bool, Meta(description="Whether the node may write.")]
     block: Annotated[bool, Meta(description="A raw block device, not a file system.")] = False
+    guest: Annotated[
+        str | None,
+        Meta(
+            min_length=1,
+            max_length=MAX_GUEST,
+            description="The AoEGuestDisk it is for: namespace/name/uid. Left out: pods, by CSI.",
+        ),
+    ] = None
 
 
 _SAME_TICKET = rules(
     rule(
         "self.mode == oldSelf.mode && self.writable == oldSelf.writable && self.block == oldSelf.block",
         "a ticket cannot change its mode; remove it, wait until its grant is gone, and ask again",
+    ),
+    rule(
+        "has(self.guest) == has(oldSelf.guest) && (!has(self.guest) || self.guest == oldSelf.guest)",
+        "pods and a guest, or two guests, cannot have a volume on one node; end the one use, wait until its grant is "
+        "gone, and ask again",
     ),
     rule(
         "!self.writable || !(self.mode in ['single-node-reader-only', 'multi-node-reader-only'])",
@@ -68,6 +83,12 @@ _ADMISSIBLE = rules(
     rule(
         "self.filter(t, t.writable).size() <= 2",
         "two nodes write to this volume already; remove one ticket first",
+    ),
+    # Of one guest there are two while it moves, and it writes on one of the two nodes at a time.
+    rule(
+        "self.all(t, !t.writable) || self.all(t, has(t.guest) == has(self[0].guest)"
+        " && (!has(t.guest) || t.guest == self[0].guest))",
+        "a guest and others can hold a volume only while all of them read; remove the other tickets first",
     ),
 )
 
