@@ -24,7 +24,8 @@ GRANT = HostGrant(serial="0123abcd", writable=True, transport=Transport.AOE, add
 
 def define(plane: ControlPlane, namespace: str) -> None:
     """Define guests' disks, and make a namespace for some."""
-    plane.kubectl("apply", "--server-side", "-f-", stdin=definitions.text(definitions.GUEST_DISK))
+    (kind,) = (one for one in definitions.KINDS if one.struct is AoEGuestDisk)
+    plane.kubectl("apply", "--server-side", "-f-", stdin=definitions.text(kind))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/aoeguestdisks.aoe-csi.dev", timeout_s=90)
     plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 

@@ -1,4 +1,4 @@
-"""What a storage node's token may do, and what it may not: one line for each rule of the chart.
+"""What tokens of storage nodes and of guests' hosts may do, and what they may not: one line for each rule of the chart.
 
 Every attempt that is refused is made by an administrator too, who is not: the request itself is sound.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from aoe_lab.process import Finished
 
 ACCOUNT, KEPT = "aoe-csi-storage", "aoe-csi.dev/storage"
+GUESTS, TEAM, ON_HOST = "aoe-csi-guests", "shop", "guests.aoe-csi.dev/host1"
 Change = "Callable[[dict[str, Any]], object]"
 
 
@@ -155,6 +156,98 @@ REFUSED = (
 )
 
 
+def grant(address: str) -> dict[str, Any]:
+    return {"serial": "0123abcd", "writable": True, "transport": "aoe", "address": address, "size": "1Gi"}
+
+
+def guest_disk(name: str, host: str, *, granted: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a guest's disk, and its status."""
+    disk = {
+        "apiVersion": "aoe-csi.dev/v1alpha1", "kind": "AoEGuestDisk",
+        "metadata": {"name": name, "namespace": TEAM, "annotations": {"a": "b"}, "finalizers": ["aoe-csi.dev/cluster"]},
+        "spec": {"claim": "data", "libvirt": {"host": host, "domain": "g1"}},
+    }  # fmt: skip
+    hosts = [{"host": host, "grant": grant("e10.1")}] if granted else []
+    return disk, {"volume": "v", "mode": "single-node-writer", "guest": f"{host}/g1", "hosts": hosts}
+
+
+def set_hosts(*hosts: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
+    return set_status(hosts=list(hosts))
+
+
+def move(content: dict[str, Any]) -> None:
+    content["spec"]["libvirt"]["migrateTo"] = "host3"
+
+
+HERE = {"host": "host1", "grant": grant("e10.1"), "here": True, "target": "vdb"}
+HOST_MAY = (
+    Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=set_hosts(HERE), status=True),
+    Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=set_status(domainUuid="1-2", size="1Gi"), status=True),
+    Attempt(what=f"aoeguestdisk new -n {TEAM}", change=set_hosts({"host": "host1", "trouble": "t"}), status=True),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=put_metadata("finalizers", ["aoe-csi.dev/cluster", ON_HOST]),
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=put_metadata("annotations", {"a": "b", "host1.guests.aoe-csi.dev/reconcile": "x"}),
+    ),
+    Attempt(what="get aoeguestdisks -A"),
+)
+HOST_MAY_NOT = (
+    Attempt(
+        what=f"aoeguestdisk other -n {TEAM}",
+        change=set_status(domainUuid="1-2"),
+        status=True,
+        refused="that are on it",
+    ),
+    Attempt(what=f"aoeguestdisk other -n {TEAM}", change=put_metadata("finalizers", []), refused="that are on it"),
+    Attempt(
+        what=f"aoeguestdisk new -n {TEAM}",
+        change=set_hosts({"host": "host1", "grant": grant("e10.2")}),
+        status=True,
+        refused="uses its grant",
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=set_hosts({**HERE, "grant": grant("e10.2")}),
+        status=True,
+        refused="uses its grant",
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}", change=set_hosts({"host": "host1"}), status=True, refused="uses its grant"
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=set_hosts(HERE, {"host": "host2", "here": True}),
+        status=True,
+        refused="nothing of other hosts",
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}", change=set_status(volume="w"), status=True, refused="the cluster role says"
+    ),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=set_status(mode="multi-node-multi-writer"),
+        status=True,
+        refused="the cluster role says",
+    ),
+    Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=move, refused="does not change it"),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}", change=put_metadata("finalizers", [ON_HOST]), refused="no finalizer but"
+    ),
+    Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=put_metadata("labels", {"a": "b"}), refused="no labels"),
+    Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=put_metadata("annotations", {}), refused="no annotations but"),
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}", change=put_metadata("ownerReferences", [OWNER]), refused="nobody the owner"
+    ),
+    Attempt(what=f"delete aoeguestdisk mine -n {TEAM}", refused="cannot delete resource"),
+    Attempt(what="get aoevolumes", refused="cannot list resource"),
+    Attempt(what="get secret -A", refused="cannot list resource"),
+    Attempt(what="get pvc -A", refused="cannot list resource"),
+)
+
+
 def named(attempt: Attempt) -> str:
     return f"{attempt.what}-{attempt.refused}".replace(" ", "-")
 
@@ -164,9 +257,9 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The chart installed, a volume and a snapshot on each node and one on none. Returns: storage1's token's name."""
     helm = Helm(kubeconfig=plane.kubeconfig, place=tmp_path_factory.mktemp("helm"))
     plane.kubectl("create", "namespace", NAMESPACE)
-    helm.upgrade(values(), TAKE)
+    helm.upgrade(values(guests={"enabled": True}), TAKE)
     objects: list[dict[str, Any]] = [
-        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in STORAGE_NODES
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in (*STORAGE_NODES, "host1")
     ]
     for name, node in (("mine", "storage1"), ("other", "storage2"), ("nowhere", None), ("held", "storage1")):
         spec: dict[str, Any] = {"size": "1Gi", "pool": "thin", **({"node": node} if node else {})}
@@ -184,7 +277,19 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     objects.append(there)
     # Not applied: what kubectl would note of it in an annotation is in the way of tests that write annotations.
     plane.kubectl("create", "-f-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    plane.kubectl("create", "namespace", TEAM)
+    for disk, status in (
+        guest_disk("mine", "host1"),
+        guest_disk("other", "host2"),
+        guest_disk("new", "host1", granted=False),
+    ):
+        plane.kubectl("create", "-f-", stdin=json.dumps(disk))
+        plane.kubectl("patch", "aoeguestdisk", disk["metadata"]["name"], f"-n{TEAM}", "--subresource=status",
+                      "--type=merge", "-p", json.dumps({"status": status}))  # fmt: skip
     yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
+    for name in ("mine", "other", "new"):
+        plane.kubectl("patch", "aoeguestdisk", name, f"-n{TEAM}", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+    plane.kubectl("delete", "namespace", TEAM, "--timeout=60s", timeout_s=90)
     for kind in ("aoevolume", "aoesnapshot"):
         plane.kubectl("patch", kind, "held", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     for kind in ("aoevolumes", "aoesnapshots", "aoeshelves", "aoenodes", "nodes"):
@@ -213,3 +318,31 @@ def test_a_storage_node_may_not(plane: ControlPlane, rights: str, attempt: Attem
 def test_a_token_that_is_of_no_node_may_write_nothing(plane: ControlPlane, attempt: Attempt) -> None:
     unbound = plane.bearer(ACCOUNT, namespace=NAMESPACE).stem
     assert "the token does not say which node" in attempt.make(plane, unbound).stderr
+
+
+@pytest.fixture(scope="module")
+def host1(plane: ControlPlane, rights: str) -> str:  # noqa: ARG001 - after the chart.
+    """Return the name of host1's token."""
+    return plane.bearer(GUESTS, namespace=NAMESPACE, node="host1").stem
+
+
+@pytest.mark.parametrize("attempt", HOST_MAY, ids=named)
+def test_a_host_of_guests_may(plane: ControlPlane, host1: str, attempt: Attempt) -> None:
+    done = attempt.make(plane, host1)
+    assert done.code == 0, done.stderr
+
+
+@pytest.mark.parametrize("attempt", HOST_MAY_NOT, ids=named)
+def test_a_host_of_guests_may_not(plane: ControlPlane, host1: str, attempt: Attempt) -> None:
+    by_admin = attempt.make(plane, "admin")
+    assert by_admin.code == 0, by_admin.stderr
+    done = attempt.make(plane, host1)
+    assert done.code != 0
+    assert attempt.refused in done.stderr
+
+
+@pytest.mark.parametrize("attempt", [one for one in HOST_MAY if one.change], ids=named)
+@pytest.mark.usefixtures("rights")
+def test_a_token_that_is_of_no_host_may_write_nothing(plane: ControlPlane, attempt: Attempt) -> None:
+    unbound = plane.bearer(GUESTS, namespace=NAMESPACE).stem
+    assert "the token does not say which host" in attempt.make(plane, unbound).stderr

@@ -118,28 +118,26 @@ KINDS = (
             _AGE,
         ),
     ),
-)
-
-GUEST_DISK = Kind(
-    struct=guest_disk.AoEGuestDisk,
-    short_name="aoeg",
-    namespaced=True,
-    rules=guest_disk.ROOT_RULES,
-    longest_name=253,
-    name_pattern=None,
-    columns=(
-        Column(name="Attached", path=".status.conditions[?(@.type=='Attached')].status"),
-        Column(name="Claim", path=".spec.claim"),
-        Column(name="Guest", path=".status.guest"),
-        Column(name="Size", path=".status.size"),
-        Column(name="Trouble", path=_MESSAGE),
-        Column(name="Target", path=".status.hosts[?(@.here==true)].target", wide=True),
-        Column(name="Serial", path=".status.hosts[*].grant.serial", wide=True),
-        Column(name="Hosts", path=".status.hosts[*].host", wide=True),
-        _AGE,
+    Kind(
+        struct=guest_disk.AoEGuestDisk,
+        short_name="aoeg",
+        namespaced=True,
+        rules=guest_disk.ROOT_RULES,
+        longest_name=253,
+        name_pattern=None,
+        columns=(
+            Column(name="Attached", path=".status.conditions[?(@.type=='Attached')].status"),
+            Column(name="Claim", path=".spec.claim"),
+            Column(name="Guest", path=".status.guest"),
+            Column(name="Size", path=".status.size"),
+            Column(name="Trouble", path=_MESSAGE),
+            Column(name="Target", path=".status.hosts[?(@.here==true)].target", wide=True),
+            Column(name="Serial", path=".status.hosts[*].grant.serial", wide=True),
+            Column(name="Hosts", path=".status.hosts[*].host", wide=True),
+            _AGE,
+        ),
     ),
 )
-"""Not among KINDS, which the chart installs, until its roles are in the chart, too."""
 
 
 def definition(kind: Kind) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from aoe_core.resources.fields import (
     rules,
 )
 
-MAX_GUEST = 63 + 1 + 253 + 1 + 36
-"""Characters of a namespace, a name and a uid."""
+GuestId = Annotated[str, Meta(min_length=1, max_length=63 + 1 + 253 + 1 + 36)]
+"""Namespace, name and uid of an AoEGuestDisk."""
 NodeId = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -42,12 +42,8 @@ class Ticket(Fields, frozen=True, kw_only=True):
     writable: Annotated[bool, Meta(description="Whether the node may write.")]
     block: Annotated[bool, Meta(description="A raw block device, not a file system.")] = False
     guest: Annotated[
-        str | None,
-        Meta(
-            min_length=1,
-            max_length=MAX_GUEST,
-            description="The AoEGuestDisk it is for: namespace/name/uid. Left out: pods, by CSI.",
-        ),
+        GuestId | None,
+        Meta(description="The AoEGuestDisk it is for: namespace/name/uid. Left out: pods, by CSI."),
     ] = None
 
 
