@@ -32,6 +32,11 @@ DROPPED = (
 )
 KEPT = frozenset({"python3.11", "nsenter"})
 """Debian's programs that ours need; what they run besides is the host's."""
+PACKAGES = {
+    "aoe-csi": ("packages.txt",),
+    "aoe-csi-guests": ("packages.txt", "guests-packages.txt"),
+}
+"""Our images → the lists of Debian packages in them: the one of all processes, and that of libvirt's hosts."""
 PROGRAM = "#!/usr/bin/python3.11\nimport sys\nfrom {module}.__main__ import main\nsys.exit(main())\n"
 LIBRARY = "opt/aoe-csi/lib"
 EPOCH = "2024-01-01T00:00:00Z"
@@ -79,22 +84,26 @@ def write_archive(tree: Path, configuration: Configuration, archive: Path) -> No
     shutil.rmtree(layout)
 
 
-def ensure_image(architecture: str = "amd64") -> Path:
-    """Return the OCI archive of our own image, with its bill of materials beside it, built if the cache lacks it."""
-    key = content_key(RECIPE, REQUIREMENTS, Path(__file__), architecture, *(_own_key(source) for source in SOURCES))
-    place = built(f"container-image-{architecture}", key, f"building the container image ({architecture})",
-                  lambda place: _build(place, architecture))  # fmt: skip
-    return place / f"aoe-csi-{architecture}.tar"
+def ensure_image(architecture: str = "amd64", name: str = "aoe-csi") -> Path:
+    """Return the OCI archive of one of our own images, with its bill of materials beside it, built if the cache lacks
+    it."""
+    lists = [RECIPE / one for one in PACKAGES[name]]
+    key = content_key(*lists, REQUIREMENTS, Path(__file__), architecture, *(_own_key(source) for source in SOURCES))
+    kind = name.replace("aoe-csi", "container-image")
+    place = built(f"{kind}-{architecture}", key, f"building the image {name} ({architecture})",
+                  lambda place: _build(place, architecture, name))  # fmt: skip
+    return place / f"{name}-{architecture}.tar"
 
 
-def image_name() -> str:
-    """Return the name the chart asks for by default."""
-    return f"aoe-csi:{aoe_csi.__version__}"
+def image_name(name: str = "aoe-csi") -> str:
+    """Return what the chart asks for by default."""
+    return f"{name}:{aoe_csi.__version__}"
 
 
-def _build(place: Path, architecture: str) -> None:
+def _build(place: Path, architecture: str, name: str) -> None:
     tree = place / "tree"
-    packages = [line for line in (RECIPE / "packages.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for one in PACKAGES[name] for line in (RECIPE / one).read_text().splitlines()]
+    packages = [line for line in lines if not line.startswith("#")]
     process.run(
         ["mmdebstrap", "--variant=extract", "--skip=cleanup/apt", f"--architectures={architecture}",
          f"--include={','.join(packages)}", RELEASE, tree, *debian_sources()],
@@ -120,18 +129,18 @@ def _build(place: Path, architecture: str) -> None:
     process.run([sys.executable, "-m", "compileall", "-q", "-j2", "--invalidation-mode", "unchecked-hash", library],
                 timeout_s=300)  # fmt: skip
     programs = tree / "usr" / "bin"
-    for name, module in (("aoe-csi", "aoe_csi"), ("aoe-operator", "aoe_operator")):
-        (programs / name).write_text(PROGRAM.format(module=module))
-        (programs / name).chmod(0o755)
+    for command, module in (("aoe-csi", "aoe_csi"), ("aoe-operator", "aoe_operator")):
+        (programs / command).write_text(PROGRAM.format(module=module))
+        (programs / command).chmod(0o755)
     (tree / "etc" / "passwd").write_text("root:x:0:0:root:/:/\naoe-csi:x:65532:65532:aoe-csi:/:/\n")
     (tree / "etc" / "group").write_text("root:x:0:\naoe-csi:x:65532:\n")
     document = {
         "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"component": {"type": "container", "name": "aoe-csi", "version": aoe_csi.__version__}},
+        "metadata": {"component": {"type": "container", "name": name, "version": aoe_csi.__version__}},
         "components": bill,
     }  # fmt: skip
     (tree / "usr" / "share" / "aoe-csi").mkdir(parents=True)
-    for target in (tree / "usr" / "share" / "aoe-csi" / "bom.cdx.json", place / f"aoe-csi-{architecture}.cdx.json"):
+    for target in (tree / "usr" / "share" / "aoe-csi" / "bom.cdx.json", place / f"{name}-{architecture}.cdx.json"):
         target.write_text(json.dumps(document, indent=1))
     for path in tree.rglob("*"):
         # Nobody becomes root in here who is not.
@@ -139,10 +148,10 @@ def _build(place: Path, architecture: str) -> None:
             path.chmod(path.stat().st_mode & 0o1777)
     _settle_times(tree)
     configuration = Configuration(
-        name=image_name(),
+        name=image_name(name),
         environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": f"/{LIBRARY}", "PYTHONUNBUFFERED": "1"},
         labels={
-            "org.opencontainers.image.title": "aoe-csi",
+            "org.opencontainers.image.title": name,
             "org.opencontainers.image.description": "Block storage for Kubernetes from LVM and ATA over Ethernet",
             "org.opencontainers.image.version": aoe_csi.__version__,
             "org.opencontainers.image.licenses": "Apache-2.0",
@@ -151,7 +160,7 @@ def _build(place: Path, architecture: str) -> None:
         user="65532:65532",
         architecture=architecture,
     )
-    write_archive(tree, configuration, place / f"aoe-csi-{architecture}.tar")
+    write_archive(tree, configuration, place / f"{name}-{architecture}.tar")
     shutil.rmtree(tree)
 
 
@@ -196,16 +205,16 @@ def _umoci(*words: str | Path) -> None:
 
 
 def main() -> int:
-    """Build our own image into a directory."""
+    """Build our own images into a directory."""
     parser = argparse.ArgumentParser(prog="python -m aoe_lab.container_images", description=__doc__)
     parser.add_argument("--architecture", choices=sorted(PLATFORMS), default="amd64")
     parser.add_argument("directory", type=Path)
     options = parser.parse_args()
-    archive = ensure_image(options.architecture)
     options.directory.mkdir(parents=True, exist_ok=True)
-    for file in sorted(archive.parent.iterdir()):
-        shutil.copyfile(file, options.directory / file.name)
-        sys.stdout.write(f"{options.directory / file.name}: {file.stat().st_size // 1000} kB\n")
+    for name in PACKAGES:
+        for file in sorted(ensure_image(options.architecture, name).parent.iterdir()):
+            shutil.copyfile(file, options.directory / file.name)
+            sys.stdout.write(f"{options.directory / file.name}: {file.stat().st_size // 1000} kB\n")
     return 0
 
 

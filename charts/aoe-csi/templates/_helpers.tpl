@@ -20,6 +20,10 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
 {{- end }}
 
+{{- define "aoe-csi.guestsImage" -}}
+{{ printf "%s:%s" .Values.guests.image.repository (.Values.guests.image.tag | default .Chart.AppVersion) | quote }}
+{{- end }}
+
 {{- define "aoe-csi.pullSecrets" -}}
 {{- with .Values.image.pullSecrets -}}
 imagePullSecrets:
