@@ -16,7 +16,7 @@ _FIGURE = "figure"
 """A property of reports: they reach the summary whichever process a test ran in."""
 
 _HERE = Path(__file__).parent
-_NEED_A_LAB = ("lab", "cluster", "pods", "demo", "kubevirt")
+_NEED_A_LAB = ("lab", "cluster", "pods", "demo", "guests", "kubevirt")
 """Folders whose tests need a lab: its machines, or its network at least."""
 
 

@@ -39,20 +39,21 @@ SIDECARS = ("provisioner", "attacher", "resizer", "snapshotter")
 WORKLOADS = ("deployment/aoe-csi-controller", "deployment/aoe-csi-cluster", "daemonset/aoe-csi-storage",
              "daemonset/aoe-csi-node")  # fmt: skip
 READY_S = 600.0
+IMAGE, GUESTS_IMAGE = "aoe-csi", "aoe-csi-guests"
 
 
-def own_tag() -> str:
-    """Return a tag that changes with our image's content, so that an upgrade is one."""
-    return ensure_image().parent.name.rpartition("-")[2]
+def own_tag(image: str = IMAGE) -> str:
+    """Return a tag that changes with one of our images' content, so that an upgrade is one."""
+    return ensure_image(name=image).parent.name.rpartition("-")[2]
 
 
-def _full_name() -> str:
-    """Return what containerd calls our image once it is imported."""
-    return f"docker.io/library/{image_name()}"
+def _full_name(image: str) -> str:
+    """Return what containerd calls an image of ours once it is imported."""
+    return f"docker.io/library/{image_name(image)}"
 
 
-def _tagged() -> str:
-    return f"{_full_name().rpartition(':')[0]}:{own_tag()}"
+def _tagged(image: str) -> str:
+    return f"{_full_name(image).rpartition(':')[0]}:{own_tag(image)}"
 
 
 def _helm(lab: Lab, plane: ControlPlane) -> Helm:
@@ -89,15 +90,19 @@ class Cluster:
         *,
         storage: int = 1,
         compute: int = 1,
+        hypervisors: int = 0,
         sans: tuple[str, ...] = ("main",),
         name: str = "cluster",
         more: Additions = NOTHING_MORE,
     ) -> Self:
         """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
-        images = {**ensure_images(), image_name(): ensure_image(), **more.images}
-        store = ensure_store(images, {_tagged(): _full_name(), **more.tags})
+        own = (IMAGE, GUESTS_IMAGE) if hypervisors else (IMAGE,)
+        images = {**ensure_images(), **{image_name(one): ensure_image(name=one) for one in own}, **more.images}
+        store = ensure_store(images, {**{_tagged(one): _full_name(one) for one in own}, **more.tags})
         kubelet_program = ensure_programs()["kubelet"]
-        topology = Topology(storage=storage, compute=compute, sans=sans, memory_mib=more.memory_mib)
+        topology = Topology(
+            storage=storage, compute=compute, hypervisors=hypervisors, sans=sans, memory_mib=more.memory_mib
+        )
         lab = Lab.start(topology, name=name, binaries=(kubelet_program, store, *more.binaries))
         try:
             plane = ControlPlane.start(lab)
@@ -106,6 +111,8 @@ class Cluster:
                 at_once(lambda machine: kubelet.join(machine, plane), lab.machines)
             for machine in cluster.storage_machines:
                 cluster.prepare_storage(machine)
+            for machine in cluster.hypervisors:
+                plane.kubectl("label", "node", machine.name, "aoe-csi.dev/guests=true")
             plane.kubectl("apply", "--server-side", "-f", snapshot_definitions())
             plane.start_beside("snapshot-controller", ensure_programs((SIDECAR_PROGRAMS,))["snapshot-controller"])
             plane.kubectl("create", "namespace", NAMESPACE)
@@ -130,6 +137,16 @@ class Cluster:
     def compute_machines(self) -> tuple[Machine, ...]:
         """The machines without."""
         return tuple(machine for machine in self.lab.machines if machine.spec.role is Role.COMPUTE)
+
+    @property
+    def hypervisors(self) -> tuple[Machine, ...]:
+        """The machines with libvirt."""
+        return tuple(machine for machine in self.lab.machines if machine.spec.role is Role.HYPERVISOR)
+
+    @property
+    def control(self) -> Machine:
+        """The machine that what is there once for all runs on."""
+        return (self.compute_machines or self.storage_machines)[0]
 
     def on_san(self, san: str) -> tuple[Machine, ...]:
         """The nodes that are told of a SAN: all of the first, all but the first compute machine of any other."""
@@ -161,8 +178,9 @@ class Cluster:
             "storage": {"minReadySeconds": 0},
             # Tests do not wait ten minutes; a storage machine of the lab is back within one.
             "initiator": {"deadSeconds": 120},
-            "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
-            "cluster": {"nodeSelector": {"kubernetes.io/hostname": self.compute_machines[0].name}},
+            "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.control.name}},
+            "cluster": {"nodeSelector": {"kubernetes.io/hostname": self.control.name}},
+            **self._guests(),
             "storageNodes": [
                 {
                     "name": machine.name,
@@ -194,6 +212,17 @@ class Cluster:
             },
         }
 
+    def _guests(self) -> dict[str, Any]:
+        if not self.hypervisors:
+            return {}
+        return {
+            "guests": {
+                "enabled": True,
+                "image": {"tag": own_tag(GUESTS_IMAGE)},
+                "access": [{"namespaces": ["*"], "domains": ["g*"]}],
+            }
+        }
+
     def install(self, **changed: Any) -> Finished:
         """`helm upgrade --install` the chart and the image of this checkout; `changed` go over the lab's values."""
         self.push_image()
@@ -201,7 +230,7 @@ class Cluster:
 
     def push_image(self) -> None:
         """Bring our image as the checkout has it now to every machine that has not got it."""
-        archive, tagged = ensure_image(), _tagged()
+        archive, tagged = ensure_image(), _tagged(IMAGE)
         images = ("ctr", "-n", "k8s.io", "images")
 
         def push(machine: Machine) -> None:
@@ -209,7 +238,7 @@ class Cluster:
                 return
             machine.copy_to(archive, "/var/tmp/aoe-csi.tar")
             machine.run([*images, "import", "/var/tmp/aoe-csi.tar"], timeout_s=600)
-            machine.run([*images, "tag", "--force", _full_name(), tagged])
+            machine.run([*images, "tag", "--force", _full_name(IMAGE), tagged])
             machine.run(["rm", "/var/tmp/aoe-csi.tar"])
 
         with progress.step("bringing our image to the machines"):
@@ -242,7 +271,7 @@ class Cluster:
         return "\n".join(looked)
 
     def _old_pods(self) -> str | None:
-        for workload in WORKLOADS:
+        for workload in (*WORKLOADS, *(["daemonset/aoe-csi-guests"] if self.hypervisors else [])):
             words = ("rollout", "status", f"--namespace={NAMESPACE}", workload, "--watch=false")
             said = self.plane.kubectl(*words, check=False)
             if said.code != 0 or "successfully rolled out" not in said.stdout:
@@ -251,7 +280,7 @@ class Cluster:
 
     def _everything_stands(self) -> str | None:
         pods = json.loads(self.plane.kubectl("get", "pods", f"--namespace={NAMESPACE}", "-o", "json").stdout)["items"]
-        expected = 2 + len(self.lab.machines) + len(self.storage_machines)
+        expected = 2 + len(self.lab.machines) + len(self.storage_machines) + len(self.hypervisors)
         if len(pods) < expected:
             return f"{len(pods)} of {expected} pods are there"
         for pod in pods:

@@ -1,0 +1,63 @@
+"""A cluster whose node has libvirt, with a guest that runs; every test below this folder is marked `lab` and `long`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.guests.guest_disks import GuestDisks
+from tests.pods.claims import Claims
+
+from aoe_lab.guest import Guest
+from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.lab import default_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of a storage machine and a hypervisor, with aoe-csi installed, or the one AOE_LAB_CLUSTER names."""
+    if running := os.environ.get("AOE_LAB_CLUSTER"):
+        attached = Cluster.attach(running)
+        attached.lab.heal()
+        yield attached
+        return
+    with Cluster.start(storage=1, compute=0, hypervisors=1, name=f"{default_name()}-guests") as started:
+        started.install()
+        started.await_ready()
+        yield started
+
+
+@pytest.fixture(scope="session")
+def running(cluster: Cluster) -> Guest:
+    """The guest that serves every test: it takes minutes to boot where it is emulated twice."""
+    guest = Guest.define(cluster.hypervisors[0], "g1")
+    if guest.state() != "running":
+        guest.start()
+    return guest
+
+
+@pytest.fixture
+def guest(running: Guest) -> Guest:
+    if running.state() == "shut off":
+        running.start()
+    return running
+
+
+@pytest.fixture
+def claims(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Claims]:
+    """A namespace of the test's own; when the test has ended, it and all its volumes are gone, on the hosts too."""
+    name = request.node.name.removeprefix("test_").split("[")[0].replace("_", "-")[:50].strip("-")
+    with Claims(cluster, name) as made:
+        yield made
+
+
+@pytest.fixture
+def disks(claims: Claims) -> Iterator[GuestDisks]:
+    """Guests' disks of the test's namespace, deleted before their claims are."""
+    made = GuestDisks(claims)
+    yield made
+    made.delete_all()

@@ -1,0 +1,58 @@
+"""Guests' disks of a namespace: what a user of the cluster does with them, and sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.pods.claims import Claims
+
+LET_GO_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDisks:
+    """AoEGuestDisks beside a namespace's claims."""
+
+    claims: Claims
+
+    def attach(self, name: str, claim: str, domain: str, *, host: str | None = None, **spec: Any) -> None:
+        """Ask for a claim as a disk of a domain."""
+        where = {"host": host or self.claims.cluster.hypervisors[0].name, "domain": domain}
+        self.claims.apply(
+            {
+                "apiVersion": "aoe-csi.dev/v1alpha1",
+                "kind": "AoEGuestDisk",
+                "metadata": {"name": name},
+                "spec": {"claim": claim, "libvirt": where, **spec},
+            }
+        )
+
+    def await_said(self, name: str, type_: str, status: str, *, timeout_s: float = 300) -> str:
+        """Wait for a condition. Returns: its message. Raises: LabError with the status as it is."""
+        said = {"message": ""}
+
+        def missing() -> str | None:
+            seen = self.claims.get("aoeguestdisk", name).get("status", {})
+            for one in seen.get("conditions", []):
+                if (one["type"], one["status"]) == (type_, status):
+                    said["message"] = one["message"]
+                    return None
+            return str(seen)
+
+        self.claims.await_(f"{type_} {status} of AoEGuestDisk {name}", missing, timeout_s)
+        return said["message"]
+
+    def serial(self, name: str) -> str:
+        """Return by what the guest knows an attached disk."""
+        (entry,) = self.claims.get("aoeguestdisk", name)["status"]["hosts"]
+        return str(entry["grant"]["serial"])
+
+    def detach(self, name: str, *, timeout_s: float = LET_GO_S) -> None:
+        """Ask for a disk's end and wait for it."""
+        self.claims.kubectl("delete", "aoeguestdisk", name, f"--timeout={timeout_s:g}s", timeout_s=timeout_s + 30)
+
+    def delete_all(self) -> None:
+        """End all of the namespace."""
+        self.claims.kubectl("delete", "aoeguestdisks", "--all", f"--timeout={LET_GO_S:g}s", timeout_s=LET_GO_S + 30)

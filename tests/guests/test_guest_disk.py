@@ -1,0 +1,286 @@
+"""AoEGuestDisk on a real cluster: real claims, a real libvirt, and what the guest's own kernel sees and writes.
+
+What the roles do when they are killed between any two steps is swept in tests/simulated; here it is sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aoe_lab.kubernetes.helm import NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.guests.guest_disks import GuestDisks
+    from tests.pods.claims import Claims
+
+    from aoe_lab.evidence import Evidence
+    from aoe_lab.guest import Guest, SeenDisk
+    from aoe_lab.kubernetes.cluster import Cluster
+
+pytestmark = pytest.mark.long
+SIZE, SIZE_BYTES = "64Mi", 64 << 20
+GROWN, GROWN_BYTES = "96Mi", 96 << 20
+SETTLED_S = 120.0
+ROUNDS = 20
+
+
+def get_seen(guest: Guest, serial: str) -> SeenDisk:
+    """Wait until the guest's kernel has a disk of this serial."""
+    until = time.monotonic() + SETTLED_S
+    while True:
+        found = [disk for disk in guest.disks() if disk.serial == serial]
+        if found:
+            return found[0]
+        assert time.monotonic() < until, f"the guest has {guest.disks()}, and no {serial}"
+        time.sleep(1)
+
+
+def await_(holds: Callable[[], bool], what: str, timeout_s: float = 300.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until, f"waited in vain: {what}"
+        time.sleep(1)
+
+
+def left_over(cluster: Cluster, guest: Guest, serial: str) -> str:
+    """Return what is left of a disk on its hypervisor."""
+    host = cluster.hypervisors[0]
+    left = [
+        host.run(f"ls {directory} 2>/dev/null || true").stdout
+        for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged")
+    ]
+    left.append(host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout)
+    left += ["XML" for text in (guest.xml(), guest.xml(inactive=True)) if serial in text]
+    left += ["disk" for disk in guest.disks() if disk.serial == serial]
+    return " ".join(one.strip() for one in left if one.strip())
+
+
+def block_claim(claims: Claims) -> None:
+    claims.claim("data", size=SIZE, storage_class="thick", block=True)
+
+
+def test_a_claim_that_nobody_used_yet_becomes_a_disk_of_a_running_guest(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    """WaitForFirstConsumer: the guest's host is the first consumer."""
+    block_claim(claims)
+    began = time.monotonic()
+    disks.attach("d", "data", guest.name)
+    assert f"of domain {guest.name}" in disks.await_said("d", "Attached", "True")
+    serial = disks.serial("d")
+    disk = get_seen(guest, serial)
+    took_s = time.monotonic() - began
+    assert (disk.size_bytes, disk.read_only) == (SIZE_BYTES, False)
+    assert guest.write(disk.name, "first", 3)
+    # On the storage machine's own device, past every cache of the hypervisor.
+    volume = claims.volume_of("data")
+    block = cluster.storage_machines[0].run(
+        f"dd if=/dev/data/v-{volume} bs=4096 skip=3 count=1 iflag=direct status=none"
+    )
+    assert block.stdout.startswith("first 3\nfirst 3\n")
+    shown = claims.kubectl("get", "aoeguestdisks").stdout.splitlines()
+    assert shown[1].split()[:4] == ["d", "True", "data", f"{cluster.hypervisors[0].name}/{guest.name}"]
+    # The claim waits for its guest.
+    claims.kubectl("delete", "pvc", "data", "--wait=false")
+    began = time.monotonic()
+    disks.detach("d")
+    detached_s = time.monotonic() - began
+    await_(lambda: left_over(cluster, guest, serial) == "", "nothing to be left")
+    evidence(
+        f"from kubectl apply to the guest's kernel {took_s:.1f} s, with the claim bound for it; detached after "
+        f"{detached_s:.1f} s, nothing left"
+    )
+
+
+def test_rounds_leak_nothing(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    block_claim(claims)
+    for number in range(ROUNDS):
+        disks.attach(f"d{number}", "data", guest.name)
+        disks.await_said(f"d{number}", "Attached", "True")
+        serial = disks.serial(f"d{number}")
+        disk = get_seen(guest, serial)
+        if number:
+            assert guest.holds(disk.name, f"round-{number - 1}", number - 1)
+        assert guest.write(disk.name, f"round-{number}", number)
+        disks.detach(f"d{number}")
+        await_(lambda serial=serial: left_over(cluster, guest, serial) == "", "nothing to be left")  # type: ignore[misc]
+    evidence(f"{ROUNDS} rounds of attach and detach: no device, grant, record, link or XML left")
+
+
+def test_growth_of_the_claim_is_seen_inside_the_guest(
+    claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    block_claim(claims)
+    disks.attach("d", "data", guest.name)
+    disks.await_said("d", "Attached", "True")
+    disk = get_seen(guest, disks.serial("d"))
+    last = GROWN_BYTES // 4096 - 1
+    assert not guest.write(disk.name, "beyond", last)
+    claims.kubectl("patch", "pvc", "data", f'-p={{"spec":{{"resources":{{"requests":{{"storage":"{GROWN}"}}}}}}}}')
+    await_(lambda: get_seen(guest, disks.serial("d")).size_bytes == GROWN_BYTES, "the guest to see its disk grow")
+    assert guest.write(disk.name, "beyond", last)
+    assert guest.holds(disk.name, "beyond", last)
+    evidence(f"a claim grown from {SIZE} to {GROWN} under a running guest, which wrote the new end")
+
+
+def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    block_claim(claims)
+    disks.attach("d", "data", guest.name)
+    disks.await_said("d", "Attached", "True")
+    disk, storage = get_seen(guest, disks.serial("d")), cluster.storage_machines[0]
+    guest.start_writer(disk.name, "cut")
+    await_(lambda: guest.acknowledged() >= 10, "the writer")
+    storage.power_cut()
+    storage.boot()
+    storage.wait_ready()
+    before = guest.acknowledged()
+    await_(lambda: guest.acknowledged() >= before + 10, "the guest to write on")
+    assert guest.state() == "running"
+    last = guest.stop_writer()
+    assert guest.wrong(disk.name, "cut", last) == 0
+    assert guest.wrong(disk.name, "another-salt", 3) == 4, "the check finds nothing wrong with anything"
+    evidence(f"storage power cut under a guest's writes: {last + 1} acknowledged blocks, none lost, no I/O error")
+    cluster.await_ready()
+
+
+def test_what_may_not_be_is_refused_with_a_remedy(claims: Claims, disks: GuestDisks, guest: Guest) -> None:
+    block_claim(claims)
+    # A file system is a pod's, and another namespace's claim has no name here.
+    claims.claim("files", size=SIZE, storage_class="thick")
+    said = claims.kubectl("apply", "-f-", check=False, stdin=(
+        '{"apiVersion": "aoe-csi.dev/v1alpha1", "kind": "AoEGuestDisk", "metadata": {"name": "d"},'
+        '"spec": {"claim": "other/data", "libvirt": {"host": "h", "domain": "g1"}}}'
+    ))  # fmt: skip
+    assert said.code != 0
+    assert "spec.claim" in said.stderr
+    for name, claim, domain, type_, words in (
+        ("forbidden", "data", "db", "Granted", "guests.access"),
+        ("missing", "data", "g9", "Attached", "g9"),
+        ("nothing", "nothing", guest.name, "Granted", "does not exist"),
+        ("files", "files", guest.name, "Granted", "volumeMode: Block"),
+    ):
+        disks.attach(name, claim, domain)
+        assert words in disks.await_said(name, type_, "False")
+        disks.detach(name)
+    disks.attach("nowhere", "data", guest.name, host="hypervisor9")
+    assert "is no compute node" in disks.await_said("nowhere", "Granted", "False")
+    disks.detach("nowhere")
+
+
+def test_a_pod_and_a_guest_have_a_claim_one_after_the_other(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    block_claim(claims)
+    node = cluster.storage_machines[0].name
+    claims.pod("first", "data", block=True, node=node)
+    claims.await_running("first")
+    disks.attach("d", "data", guest.name)
+    assert "remove the pods that use it" in disks.await_said("d", "Granted", "False")
+    claims.delete_pod("first")
+    disks.await_said("d", "Attached", "True")
+    serial = disks.serial("d")
+    assert guest.write(get_seen(guest, serial).name, "guest", 0)
+    for place in (node, cluster.hypervisors[0].name):
+        claims.pod(f"on-{place}", "data", block=True, node=place)
+        claims.await_event(f"on-{place}", "delete that AoEGuestDisk")
+    disks.detach("d")
+    claims.await_running(f"on-{node}")
+    read = claims.run(f"on-{node}", "dd if=/dev/data bs=4096 count=1 2>/dev/null | head -n 1").stdout
+    assert read == "guest 0\n"
+    claims.kubectl("delete", "pods", "--all", "--timeout=300s", timeout_s=330)
+    evidence("a claim that a pod has is refused to a guest, and the other way round, on its own node too")
+
+
+def test_roles_killed_while_a_disk_comes_and_goes(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    block_claim(claims)
+    killed = 0
+    for delay_s in (0.5, 2.0, 4.0, 8.0):
+        disks.attach("d", "data", guest.name)
+        time.sleep(delay_s)
+        killed += kill_roles(cluster)
+        disks.await_said("d", "Attached", "True", timeout_s=600)
+        serial = disks.serial("d")
+        get_seen(guest, serial)
+        claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
+        time.sleep(delay_s)
+        killed += kill_roles(cluster)
+        disks.detach("d", timeout_s=600)
+        await_(lambda serial=serial: left_over(cluster, guest, serial) == "", "nothing to be left")  # type: ignore[misc]
+    cluster.await_ready()
+    evidence(f"{killed} processes of the roles killed while a disk came and went: attached, and gone with nothing left")
+
+
+def kill_roles(cluster: Cluster) -> int:
+    """Kill the guests role's process and the cluster role's; return how many there were."""
+    killed = 0
+    for machine in (cluster.control, *cluster.hypervisors):
+        killed += int(machine.run("pkill -KILL -c -f 'aoe-operator (guests|cluster)' || true").stdout.strip() or 0)
+    return killed
+
+
+def test_a_guest_that_does_not_listen_keeps_its_disk(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest
+) -> None:
+    block_claim(claims)
+    disks.attach("d", "data", guest.name)
+    disks.await_said("d", "Attached", "True")
+    serial = disks.serial("d")
+    assert guest.write(get_seen(guest, serial).name, "kept", 0)
+    host = cluster.hypervisors[0]
+    host.run(["virsh", "suspend", guest.name])
+    claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
+    assert "has not let go" in disks.await_said("d", "Released", "False")
+    assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
+    host.run(["virsh", "resume", guest.name])
+    disks.detach("d")
+    await_(lambda: left_over(cluster, guest, serial) == "", "nothing to be left")
+
+
+def test_a_host_that_loses_power_has_its_guests_back(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    """libvirt comes before our pod does, and starts no guest whose device is missing; the role starts it then."""
+    block_claim(claims)
+    disks.attach("d", "data", guest.name)
+    disks.await_said("d", "Attached", "True")
+    serial, host = disks.serial("d"), cluster.hypervisors[0]
+    assert guest.write(get_seen(guest, serial).name, "before", 0)
+    host.run(["virsh", "autostart", guest.name])
+    try:
+        host.run("sync")
+        host.power_cut()
+        host.boot()
+        host.wait_ready()
+        await_(lambda: guest.state() == "running", "the guest to be started", 900)
+        guest.await_ready()
+        assert guest.holds(get_seen(guest, serial).name, "before", 0)
+    finally:
+        host.run(["virsh", "autostart", "--disable", guest.name])
+    cluster.await_ready()
+    evidence("hypervisor's power cut: its guest came up by itself with the volume and what it had written")
+
+
+def test_pods_of_ours_that_go_take_nothing_from_a_guest(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest
+) -> None:
+    block_claim(claims)
+    disks.attach("d", "data", guest.name)
+    disks.await_said("d", "Attached", "True")
+    serial = disks.serial("d")
+    pods = cluster.plane.kubectl("delete", "pods", f"--namespace={NAMESPACE}", "--all", "--wait=false", check=False)
+    assert pods.code == 0
+    disk = get_seen(guest, serial)
+    assert guest.write(disk.name, "meanwhile", 0)
+    cluster.await_ready()
+    assert guest.holds(get_seen(guest, serial).name, "meanwhile", 0)
