@@ -138,6 +138,7 @@ test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual ma
 # What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes, and the others `make bench`.
 EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-faults pods-long)
 .PHONY: evidence $(EVIDENCE) evidence-pods-sanity evidence-pods-churn
+.PHONY: evidence-guests evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
 evidence: $(EVIDENCE) ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
 	$(PYTEST) -n auto --dist worksteal --evidence simulated tests/simulated
@@ -159,6 +160,15 @@ evidence-pods-sanity: setup
 	$(PYTEST) --evidence pods-sanity -m long tests/pods/test_csi_sanity.py
 evidence-pods-churn: setup
 	$(PYTEST) --evidence pods-churn -m long tests/pods/test_churn.py
+evidence-guests: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
+evidence-guests-libvirt: setup
+	$(PYTEST) --evidence guests-libvirt tests/lab/test_guests.py
+evidence-guests-migration: setup
+	$(PYTEST) --evidence guests-migration tests/lab/test_guest_migration.py
+evidence-guests-cluster: setup
+	$(PYTEST) --evidence guests-cluster tests/guests
+evidence-guests-kubevirt: setup $(STAMPS)/kubevirt-packages
+	$(PYTEST) --evidence guests-kubevirt tests/kubevirt
 
 # They wait more than they work: three control planes at a time.
 .PHONY: test-cluster
@@ -181,6 +191,7 @@ test-main-pods: setup ## Test the main job on a whole cluster: the part of test-
 .PHONY: test-guests
 test-guests: setup $(STAMPS)/kubevirt-packages ## Test with guests of libvirt and of a real KubeVirt (hours)
 	$(PYTEST) tests/lab/test_guests.py tests/lab/test_guest_migration.py
+	$(PYTEST) tests/guests
 	$(PYTEST) tests/kubevirt
 
 .PHONY: test
