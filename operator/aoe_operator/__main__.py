@@ -44,6 +44,8 @@ GRANTED_S = 20.0
 """How long a worker waits for a storage node's answer to a guest's ticket before it comes back later."""
 GROWN_EVERY_S = 30.0
 """How often volumes of guests are looked at that may have grown."""
+PROFILES_EVERY_S = 60.0
+"""How soon CDI is told of a new StorageClass."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="which namespaces may attach to which guests; left out: AoEGuestDisks are not seen to",
+    )
+    cluster.add_argument(
+        "--storage-profiles", action="store_true", help="tell KubeVirt's CDI, if it is there, of our StorageClasses"
     )
     cluster.set_defaults(act=_cluster)
     guests = roles.add_parser("guests", parents=[shared], help="disks of this host's libvirt guests")
@@ -159,7 +164,7 @@ def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
         role.tell_liveness(seen)
 
     watching = live.watch(stop, tell)
-    with _guest_grants(options, store, stop) as grant:
+    with _storage_profiles(options, stop), _guest_grants(options, store, stop) as grant:
         handlers.run(handlers.cluster(role, grant), stop=stop, liveness=options.liveness)
         stop.set()
     watching.join()
@@ -189,6 +194,19 @@ def _guest_grants(
     )
     with Repeated(grants.follow_growth, name="growth", every_s=GROWN_EVERY_S, stop=stop):
         yield grants.reconcile
+
+
+@contextmanager
+def _storage_profiles(options: argparse.Namespace, stop: threading.Event) -> Iterator[None]:
+    if not options.storage_profiles:
+        yield
+        return
+    from aoe_core.resources.guest_kubernetes import KubernetesProfiles
+    from aoe_operator.storage_profiles import StorageProfiles
+
+    profiles = StorageProfiles(KubernetesProfiles(options.kubeconfig, holder="aoe-csi-cluster"))
+    with Repeated(profiles.tell, name="storage profiles", every_s=PROFILES_EVERY_S, stop=stop):
+        yield
 
 
 def _guests(options: argparse.Namespace, stop: threading.Event) -> None:

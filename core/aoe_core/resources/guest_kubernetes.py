@@ -1,4 +1,5 @@
-"""Guests' disks, claims and nodes on a real API server, as the stores of `guest_disk` and `claims` want them.
+"""Guests' disks, claims, nodes and CDI's profiles on a real API server, as the stores of `guest_disk`, `claims` and the
+cluster role want them.
 
 Whatever is changed is changed over what was read: each write names the resource version that it is meant for, and a
 merge patch (RFC 7386) leaves alone what this code does not know.
@@ -11,9 +12,10 @@ from typing import Any, Self
 import lightkube
 import msgspec
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.types import PatchType
 
-from aoe_core.errors import Invalid, NotFound
+from aoe_core.errors import Conflict, Invalid, NotFound
 from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP, VERSION
@@ -26,9 +28,10 @@ _CLAIM = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persiste
 _VOLUME = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
 _NODE = create_global_resource("", "v1", "Node", "nodes")
 _CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
+_PROFILE = create_global_resource("cdi.kubevirt.io", "v1beta1", "StorageProfile", "storageprofiles")
 _WHOLE = msgspec.json.Decoder(AoEGuestDisk)
 """Never used: made before there are threads, see `first_use`."""
-first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS)
+first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS, _PROFILE, CustomResourceDefinition)
 _EVERY_NAMESPACE = "*"
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
@@ -151,6 +154,31 @@ class KubernetesHosts(_Client):
         return found is None or any(
             one.get("key") == OUT_OF_SERVICE for one in _part(found, "spec").get("taints") or ()
         )
+
+
+class KubernetesProfiles(_Client):
+    """StorageClasses, and what CDI is told of them."""
+
+    def has_profiles(self) -> bool:
+        """Say whether CDI is there. Raises: Unreachable."""
+        return _find(self._client, CustomResourceDefinition, "storageprofiles.cdi.kubevirt.io") is not None
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes of this driver, ordered by name. Raises: Unreachable."""
+        with translated(_CLASS, ""):
+            found = [one["metadata"]["name"] for one in self._client.list(_CLASS) if one.get("provisioner") == GROUP]
+        return tuple(sorted(found))
+
+    def apply(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Set what a class's profile says. Raises: Conflict, Unreachable."""
+        wanted = {
+            "apiVersion": "cdi.kubevirt.io/v1beta1",
+            "kind": "StorageProfile",
+            "metadata": {"name": name},
+            "spec": dict(spec),
+        }
+        with translated(_PROFILE, name, taken=Conflict):
+            self._client.patch(_PROFILE, name, wanted, patch_type=PatchType.APPLY)
 
 
 def _find(client: lightkube.Client, kind: Any, name: str, **where: str) -> Mapping[str, Any] | None:
