@@ -86,7 +86,7 @@ def test_columns_point_at_fields_that_are_there(kind: Kind) -> None:
             continue
         for step in column.path.strip(".").split("."):
             name, _, filtered = step.partition("[")
-            if name.startswith(("@", "status==", "type==")) or name.endswith("')]"):
+            if name.startswith("@") or "==" in name or name.endswith("')]"):
                 continue
             schema = schema["properties"][name]
             if filtered:
