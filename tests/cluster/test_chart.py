@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from aoe_core.resources import guest_access
 from aoe_lab.kubernetes.helm import CHART, DEPLOY, NAMESPACE, RELEASE, Helm, rendered_manifests
 from aoe_lab.kubernetes.programs import HELM_3, ensure_programs, snapshot_definitions
 
@@ -74,6 +75,9 @@ def test_helm_finds_nothing_to_criticise(helm: Helm) -> None:
         ),
         ({"storageNodes": [{"name": "s", "pools": [], "sans": []}]}, "/storageNodes/0/pools"),
         ({"log": {"level": "loud"}}, "/log/level"),
+        ({"guests": {"access": [{"namespaces": ["shop"]}]}}, "domains"),
+        ({"guests": {"access": [{"namespaces": [], "domains": ["*"]}]}}, "/guests/access/0/namespaces"),
+        ({"guests": {"access": [{"namespaces": ["a/b"], "domains": ["*"]}]}}, "/guests/access/0/namespaces/0"),
         ({"sidecars": {"attacher": {"workers": 49}}}, "the sidecars may make 129 calls at once"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
@@ -100,6 +104,34 @@ def test_monitoring_is_rendered_when_it_is_asked_for(helm: Helm) -> None:
     assert "AoeStorageNodeSilent" in on
     assert "--metrics=127.0.0.1:19810" in off
     assert "--metrics=$(HOST_IP):19810" in on
+
+
+def test_guests_are_rendered_when_they_are_asked_for(helm: Helm, tmp_path: Path) -> None:
+    off = helm.template(values(kubevirt={"storageProfiles": False})).stdout
+    rules = [
+        {"namespaces": ["shop"], "domains": ['say-"hi"', "db-*"]},
+        {"namespaces": ["*"], "domains": ["g1"], "hosts": ["h1"]},
+    ]
+    on = helm.template(values(guests={"enabled": True, "access": rules}, kubevirt={"storageProfiles": True})).stdout
+    for words in (
+        "aoe-csi-guests",
+        "--guest-access",
+        "aoe-csi-cluster-guests",
+        "--storage-profiles",
+        "storageprofiles]",
+    ):
+        assert words not in off, words
+        assert words in on, words
+    (written,) = (
+        one["data"]["access.toml"]
+        for one in yaml.safe_load_all(on)
+        if one and one["kind"] == "ConfigMap" and one["metadata"]["name"] == "aoe-csi-guest-access"
+    )
+    path = tmp_path / "access.toml"
+    path.write_text(written)
+    read = guest_access.read(path)
+    assert [one.domains for one in read.access] == [('say-"hi"', "db-*"), ("g1",)]
+    assert [one.hosts for one in read.access] == [("*",), ("h1",)]
 
 
 def test_what_snapshots_need_is_asked_for(helm: Helm, clean: ControlPlane) -> None:
