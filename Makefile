@@ -201,14 +201,16 @@ test: lint test-unit test-cluster test-main-pods test-lab ## Do all five, cheape
 test-long: test-pods $(STAMPS)/kubevirt-packages ## Run the tests that take minutes or hours
 	$(PYTEST) -m long tests
 
-.PHONY: bench bench-standalone bench-resources bench-claims
-bench: bench-standalone bench-resources bench-claims ## Measure, as ratios where there is something to compare with; writes docs/evidence/
+.PHONY: bench bench-standalone bench-resources bench-claims bench-guests
+bench: bench-standalone bench-resources bench-claims bench-guests ## Measure, as ratios where there is something to compare with; writes docs/evidence/
 bench-standalone: setup ## Measure our calls against scripts of the same commands, the wire against the disk
 	$(PYTHON) -m bench
 bench-resources: setup ## Measure the storage role with 10,000 volumes on a real API server
 	$(PYTHON) -m bench.resources
 bench-claims: setup ## Measure claims and pods on a whole cluster
 	$(PYTHON) -m bench.claims
+bench-guests: setup ## Measure how soon a running guest has a volume
+	$(PYTHON) -m bench.guests
 
 # --- the lab --------------------------------------------------------------------------------------------------------
 

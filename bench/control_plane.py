@@ -84,9 +84,9 @@ def attach(cluster: Standalone, report: Report, rounds: int) -> None:
 
 
 @contextmanager
-def resting(cluster: Standalone) -> Iterator[None]:
+def resting(cluster: Standalone, name: str = COMPUTE) -> Iterator[None]:
     """Stop the node server meanwhile: it would flush a device it has no record of, and put its rules back."""
-    node = cluster.compute[COMPUTE]
+    node = cluster.compute[name]
     node.machine.run(["systemctl", "stop", node.unit])
     try:
         yield
@@ -96,9 +96,9 @@ def resting(cluster: Standalone) -> Iterator[None]:
 
 
 @contextmanager
-def by_hand(cluster: Standalone, device: str, *, bare: bool = False) -> Iterator[float]:
+def by_hand(cluster: Standalone, device: str, name: str = COMPUTE, *, bare: bool = False) -> Iterator[float]:
     """Export a device as one would without us; `bare` puts our rules aside, so that whoever answers is attached."""
-    storage, compute = cluster.storage[STORAGE].machine, cluster.compute[COMPUTE].machine
+    storage, compute = cluster.storage[STORAGE].machine, cluster.compute[name].machine
     shelf, slot = HAND_ADDRESS
     if bare:
         compute.run(["nft", "flush", "ruleset"])
