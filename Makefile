@@ -238,6 +238,10 @@ cluster-down: venv ## End that cluster
 demo: setup ## Show the main job on a cluster: helm install, a claim, a pod, a power cut, and nothing lost
 	$(PYTHON) -m aoe_lab.kubernetes.demo
 
+.PHONY: demo-guest
+demo-guest: setup ## Show a claim as a disk of a running libvirt guest: attached, through a power cut, grown, detached
+	$(PYTHON) -m aoe_lab.kubernetes.demo_guest
+
 .PHONY: demo-standalone
 demo-standalone: setup ## Show a volume's life without Kubernetes, from creation to deletion
 	$(PYTHON) -m aoe_lab.demo

@@ -15,11 +15,15 @@ import tarfile
 import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aoe_csi
 from aoe_lab import process
 from aoe_lab.cachedir import CHECKOUT, built, content_key
 from aoe_lab.image import RELEASE, debian_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 RECIPE = CHECKOUT / "image"
 REQUIREMENTS = CHECKOUT / "requirements" / "image.txt"
@@ -125,9 +129,7 @@ def _build(place: Path, architecture: str, name: str) -> None:
     )  # fmt: skip
     for source in SOURCES:
         shutil.copytree(source, library / source.name, ignore=shutil.ignore_patterns("__pycache__", "fakes"))
-    # pycs that are never compared with their source: its times are not kept.
-    process.run([sys.executable, "-m", "compileall", "-q", "-j2", "--invalidation-mode", "unchecked-hash", library],
-                timeout_s=300)  # fmt: skip
+    _compile(tree, (library, tree / "usr/lib/python3.11", tree / "usr/lib/python3/dist-packages"))
     programs = tree / "usr" / "bin"
     for command, module in (("aoe-csi", "aoe_csi"), ("aoe-operator", "aoe_operator")):
         (programs / command).write_text(PROGRAM.format(module=module))
@@ -162,6 +164,19 @@ def _build(place: Path, architecture: str, name: str) -> None:
     )
     write_archive(tree, configuration, place / f"{name}-{architecture}.tar")
     shutil.rmtree(tree)
+
+
+def _compile(tree: Path, sources: Iterable[Path]) -> None:
+    """Have Python's files compiled, Debian's too: that does it when a package is configured, and here none is, so that
+    each process would do it at each start."""
+    there = [source for source in sources if source.is_dir()]
+    process.run(
+        ["uv", "run", "--no-project", "--quiet", "--python", "3.11", "--",
+         # pycs that are never compared with their source: its times are not kept. -s and -p: the paths in tracebacks.
+         "python", "-m", "compileall", "-qq", "-j2", "-s", tree, "-p", "/", "--invalidation-mode", "unchecked-hash",
+         *there],
+        timeout_s=300,
+    )  # fmt: skip
 
 
 def _own_key(source: Path) -> str:

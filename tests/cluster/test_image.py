@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LARGEST_BYTES = {"aoe-csi": 64_000_000, "aoe-csi-guests": 84_000_000}
+PYTHON_3_11 = (3495).to_bytes(2, "little") + b"\r\n"
+"""What a compiled file of Python 3.11 begins with (importlib._bootstrap_external)."""
 MACHINES = {"amd64": 62, "arm64": 183}
 """EM_X86_64 and EM_AARCH64 (elf.h)."""
 DEBIAN = {
@@ -40,6 +42,8 @@ class Image:
     config: dict[str, Any]
     files: dict[str, tarfile.TarInfo]
     bill: dict[str, Any]
+    heads: dict[str, bytes]
+    """File → what it begins with."""
     machines: dict[str, int]
     """Program or shared object → e_machine of its ELF header (elf(5))."""
 
@@ -76,7 +80,7 @@ def image(request: pytest.FixtureRequest) -> Image:
     machines = {
         path: int.from_bytes(head[18:20], "little") for path, head in heads.items() if head.startswith(b"\x7fELF")
     }
-    return Image(name, architecture, archive, config, files, bill, machines)
+    return Image(name, architecture, archive, config, files, bill, heads, machines)
 
 
 def _head(tar: tarfile.TarFile, file: tarfile.TarInfo) -> bytes:
@@ -103,6 +107,19 @@ def test_it_is_small_and_says_what_it_is(image: Image) -> None:
     assert labels["org.opencontainers.image.title"] == image.name
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert {"org.opencontainers.image.version", "org.opencontainers.image.description"} <= labels.keys()
+
+
+def test_python_finds_all_of_it_compiled(image: Image) -> None:
+    """Else each process would compile it at each start, where nothing can be kept."""
+    sources = [
+        path
+        for path in image.files
+        if path.startswith(("opt/aoe-csi/lib/", "usr/lib/python3")) and path.endswith(".py")
+    ]
+    assert len(sources) > 1000
+    for path in sources:
+        place, _, name = path.rpartition("/")
+        assert image.heads.get(f"{place}/__pycache__/{name[:-3]}.cpython-311.pyc", b"")[:4] == PYTHON_3_11, path
 
 
 def test_nobody_in_it_is_root_who_is_not_told_to_be(image: Image) -> None:
