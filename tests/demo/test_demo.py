@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 
 LIMIT_S = 2400
-PLACE = b"/var/tmp/aoe-lab/demo/"
+PLACE = b"/var/tmp/aoe-lab/demo"
 """In the command line of whatever a demonstration's lab runs."""
 # A step in the middle of each: machines run, volumes are in use.
-STEPS = {"aoe_lab.demo": "NodeStageVolume", "aoe_lab.kubernetes.demo": "Pull the power"}
-DEMONSTRATIONS = pytest.mark.parametrize("module", STEPS, ids=["standalone", "kubernetes"])
+STEPS = {
+    "aoe_lab.demo": "NodeStageVolume",
+    "aoe_lab.kubernetes.demo": "Pull the power",
+    "aoe_lab.kubernetes.demo_guest": "Pull the power",
+}
+DEMONSTRATIONS = pytest.mark.parametrize("module", STEPS, ids=["standalone", "kubernetes", "guest"])
 BARS_S = {"aoe_lab.kubernetes.demo": 360}
 """How long one may take whose programs and images are in the cache; told, not asserted: machines are noisy."""
 
@@ -33,7 +37,7 @@ def left_over() -> list[str]:
     """Return namespaces, emulators and disk servers of a demonstration that are still there."""
     namespaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if PLACE in read(path)]
-    return [line for line in namespaces.splitlines() if line.split()[0] == "aoe-demo"] + running
+    return [line for line in namespaces.splitlines() if line.startswith("aoe-demo")] + running
 
 
 def read(path: Path) -> bytes:
