@@ -135,8 +135,10 @@ test-unit: venv ## Test what needs neither lab nor root: units, the house's rule
 test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual machines
 	$(PYTEST) -m 'not long' tests/lab
 
+PODS = tests/pods/test_
+
 # What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes, and the others `make bench`.
-EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-faults pods-long)
+EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-volumes pods-faults pods-long)
 .PHONY: evidence $(EVIDENCE) evidence-pods-sanity evidence-pods-churn
 .PHONY: evidence-guests evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
 evidence: $(EVIDENCE) ## Run all tests that give figures, long ones too, and write docs/evidence/
@@ -152,14 +154,16 @@ evidence-demo: setup
 	$(PYTEST) --evidence demo -m long tests/demo
 # Apart, so that each can be run again alone: they take from half an hour to more than an hour.
 evidence-pods: setup
-	$(PYTEST) --evidence pods -m 'not long' tests/pods --ignore=tests/pods/test_faults.py
+	$(PYTEST) --evidence pods -m 'not long' tests/pods --ignore=$(PODS)faults.py --ignore=$(PODS)volumes.py
+evidence-pods-volumes: setup
+	$(PYTEST) --evidence pods-volumes $(PODS)volumes.py
 evidence-pods-faults: setup
-	$(PYTEST) --evidence pods-faults -m 'not long' tests/pods/test_faults.py
+	$(PYTEST) --evidence pods-faults -m 'not long' $(PODS)faults.py
 evidence-pods-long: evidence-pods-sanity evidence-pods-churn
 evidence-pods-sanity: setup
-	$(PYTEST) --evidence pods-sanity -m long tests/pods/test_csi_sanity.py
+	$(PYTEST) --evidence pods-sanity -m long $(PODS)csi_sanity.py
 evidence-pods-churn: setup
-	$(PYTEST) --evidence pods-churn -m long tests/pods/test_churn.py
+	$(PYTEST) --evidence pods-churn -m long $(PODS)churn.py
 evidence-guests: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
 evidence-guests-libvirt: setup
 	$(PYTEST) --evidence guests-libvirt tests/lab/test_guests.py
@@ -181,7 +185,6 @@ test-pods: setup ## Test on a whole cluster: kubelets, sidecars, pods (the first
 
 # What of tests/pods `make test` has time for, on a machine less: each node costs a third of a processor by being there.
 # The rest takes an hour and more, a lost writer that is fenced five minutes of it.
-PODS = tests/pods/test_
 MAIN_PODS = $(PODS)first_path.py $(PODS)volumes.py::test_ext4_and_moving_between_nodes
 
 .PHONY: test-main-pods

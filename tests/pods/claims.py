@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
     from aoe_lab.process import Finished
 
+READY_S = 600.0
+"""mkfs.xfs alone, which writes 64 MiB of log, takes three nodes on two processors some minutes."""
 DEVICE, DIRECTORY = "/dev/data", "/data"
 # Logical volumes but the pool, exports in force or half revoked, exporters, stage records, devices of the driver.
 LEFT_OVER = (
@@ -99,7 +101,7 @@ class Claims:
         content = {"volumes": [volume], **sleeping(used), **placed, **spec}
         self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": content})
 
-    def await_running(self, *pods: str, timeout_s: float = 300) -> None:
+    def await_running(self, *pods: str, timeout_s: float = READY_S) -> None:
         """Wait until pods are Ready. Raises: LabError with what keeps them."""
         for pod in pods:
 
@@ -122,11 +124,11 @@ class Claims:
         bound = self.get("pvc", claim)["spec"]["volumeName"]
         return str(json.loads(self.kubectl("get", "pv", bound, "-o", "json").stdout)["spec"]["csi"]["volumeHandle"])
 
-    def delete_pod(self, pod: str, *, timeout_s: float = 300) -> None:
+    def delete_pod(self, pod: str, *, timeout_s: float = READY_S) -> None:
         """Delete a pod and wait until it is gone."""
         self.kubectl("delete", "pod", pod, f"--timeout={timeout_s:g}s", timeout_s=timeout_s + 30)
 
-    def await_(self, what: str, answer: Callable[[], str | None], timeout_s: float = 300) -> None:
+    def await_(self, what: str, answer: Callable[[], str | None], timeout_s: float = READY_S) -> None:
         """Wait until `answer` returns None. Raises: LabError with what it returned last."""
         self.cluster.await_(answer, what, timeout_s)
 
