@@ -40,8 +40,9 @@ STATE = Path("/var/lib/aoe-csi")
 """The same in the container as on its host."""
 FORMER_S = 60.0
 """How long a former process of this role is waited for."""
-GRANTED_S = 20.0
-"""How long a worker waits for a storage node's answer to a guest's ticket before it comes back later."""
+GRANTED_S = 3.0
+"""How long a worker waits for a storage node's answer to a guest's ticket before it comes back later: meanwhile it does
+not place volumes."""
 GROWN_EVERY_S = 30.0
 """How often volumes of guests are looked at that may have grown."""
 PROFILES_EVERY_S = 60.0
@@ -163,8 +164,8 @@ def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
         compute.look_sometimes()
         role.tell_liveness(seen)
 
-    watching = live.watch(stop, tell)
     with _storage_profiles(options, stop), _guest_grants(options, store, stop) as grant:
+        watching = live.watch(stop, tell)
         handlers.run(handlers.cluster(role, grant), stop=stop, liveness=options.liveness)
         stop.set()
     watching.join()

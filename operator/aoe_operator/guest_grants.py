@@ -21,7 +21,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unsupported
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unreachable, Unsupported
 from aoe_core.locks import Locks
 from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
 from aoe_core.resources import claims
@@ -151,8 +151,10 @@ class GuestGrants:
             return False
         try:
             return self._grants.device_bytes(VolumeId(disk.status.volume)) > min(known_bytes)
-        except NotFound:
-            return False
+        except Unreachable:
+            raise
+        except AoECsiError:
+            return False  # A volume that is lost, or on its way out, holds up no other guest's.
 
     # --- from a claim to a grant --------------------------------------------------------------------------------
 

@@ -144,6 +144,8 @@ class _Progress(kopf.AnnotationsProgressStorage):
     def fetch(self, *, key: kopf.HandlerId, body: kopf.Body) -> kopf.ProgressRecord | None:
         """Return how far a handler is."""
         record = super().fetch(key=key, body=body)
+        if record is not None and (record.get("success") or record.get("failure")):
+            return None  # Nobody here writes such a word: somebody would have us leave the work undone.
         if record is None or not record.get("delayed"):
             return record
         ahead_s = datetime.fromisoformat(str(record["delayed"])).timestamp() - time.time()

@@ -179,6 +179,7 @@ def move(content: dict[str, Any]) -> None:
     content["spec"]["libvirt"]["migrateTo"] = "host3"
 
 
+THERE = {"host": "host2", "grant": grant("e10.1")}
 HERE = {"host": "host1", "grant": grant("e10.1"), "here": True, "target": "vdb"}
 HOST_MAY = (
     Attempt(what=f"aoeguestdisk mine -n {TEAM}", change=set_hosts(HERE), status=True),
@@ -192,9 +193,24 @@ HOST_MAY = (
         what=f"aoeguestdisk mine -n {TEAM}",
         change=put_metadata("annotations", {"a": "b", "host1.guests.aoe-csi.dev/reconcile": "x"}),
     ),
+    Attempt(what=f"aoeguestdisk left -n {TEAM}", change=put_metadata("annotations", {"a": "b"})),
+    Attempt(
+        what=f"aoeguestdisk coming -n {TEAM}", change=set_hosts(THERE, {"host": "host1", "here": True}), status=True
+    ),
     Attempt(what="get aoeguestdisks -A"),
 )
 HOST_MAY_NOT = (
+    Attempt(
+        what=f"aoeguestdisk mine -n {TEAM}",
+        change=put_metadata("annotations", {"a": "b", "host2.guests.aoe-csi.dev/reconcile": "x"}),
+        refused="no annotations but",
+    ),
+    Attempt(
+        what=f"aoeguestdisk coming -n {TEAM}",
+        change=set_status(domainUuid="1-2"),
+        status=True,
+        refused="the host says that the guest is on",
+    ),
     Attempt(
         what=f"aoeguestdisk other -n {TEAM}",
         change=set_status(domainUuid="1-2"),
@@ -282,12 +298,18 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         guest_disk("mine", "host1"),
         guest_disk("other", "host2"),
         guest_disk("new", "host1", granted=False),
+        guest_disk("left", "host2"),
+        guest_disk("coming", "host2"),
     ):
+        if disk["metadata"]["name"] == "left":
+            disk["metadata"]["annotations"]["host1.guests.aoe-csi.dev/reconcile"] = "{}"
+        if disk["metadata"]["name"] == "coming":
+            disk["spec"]["libvirt"]["migrateTo"] = "host1"
         plane.kubectl("create", "-f-", stdin=json.dumps(disk))
         plane.kubectl("patch", "aoeguestdisk", disk["metadata"]["name"], f"-n{TEAM}", "--subresource=status",
                       "--type=merge", "-p", json.dumps({"status": status}))  # fmt: skip
     yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
-    for name in ("mine", "other", "new"):
+    for name in ("mine", "other", "new", "left", "coming"):
         plane.kubectl("patch", "aoeguestdisk", name, f"-n{TEAM}", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     plane.kubectl("delete", "namespace", TEAM, "--timeout=60s", timeout_s=90)
     for kind in ("aoevolume", "aoesnapshot"):

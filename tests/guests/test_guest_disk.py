@@ -192,6 +192,8 @@ def test_a_pod_and_a_guest_have_a_claim_one_after_the_other(
     for place in (node, cluster.hypervisors[0].name):
         claims.pod(f"on-{place}", "data", block=True, node=place)
         claims.await_event(f"on-{place}", "delete that AoEGuestDisk")
+    # Else the two would race for it.
+    claims.delete_pod(f"on-{cluster.hypervisors[0].name}")
     disks.detach("d")
     claims.await_running(f"on-{node}")
     read = claims.run(f"on-{node}", "dd if=/dev/data bs=4096 count=1 2>/dev/null | head -n 1").stdout
@@ -238,9 +240,17 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
     serial = disks.serial("d")
     assert guest.write(get_seen(guest, serial).name, "kept", 0)
     host = cluster.hypervisors[0]
+
+    def trouble() -> str:
+        """What the host says after the guest was asked, and did not let go."""
+        (entry,) = claims.get("aoeguestdisk", "d")["status"]["hosts"]
+        return str(entry.get("trouble", ""))
+
     host.run(["virsh", "suspend", guest.name])
     claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
+    claims.await_("the host to say what it waits for", lambda: None if trouble() else "nothing is said", 600)
     assert "has not let go" in disks.await_said("d", "Released", "False")
+    assert serial in guest.xml()
     assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
     host.run(["virsh", "resume", guest.name])
     disks.detach("d")
@@ -262,7 +272,9 @@ def test_a_host_that_loses_power_has_its_guests_back(
         host.power_cut()
         host.boot()
         host.wait_ready()
-        await_(lambda: guest.state() == "running", "the guest to be started", 900)
+        # libvirt is not there at once.
+        shown = ["virsh", "domstate", guest.name]
+        await_(lambda: "running" in host.run(shown, check=False, timeout_s=120).stdout, "the guest to be started", 900)
         guest.await_ready()
         assert guest.holds(get_seen(guest, serial).name, "before", 0)
     finally:

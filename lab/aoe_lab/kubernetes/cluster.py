@@ -47,6 +47,10 @@ def own_tag(image: str = IMAGE) -> str:
     return ensure_image(name=image).parent.name.rpartition("-")[2]
 
 
+def _own_images(hypervisors: int) -> tuple[str, ...]:
+    return (IMAGE, GUESTS_IMAGE) if hypervisors else (IMAGE,)
+
+
 def _full_name(image: str) -> str:
     """Return what containerd calls an image of ours once it is imported."""
     return f"docker.io/library/{image_name(image)}"
@@ -96,7 +100,7 @@ class Cluster:
         more: Additions = NOTHING_MORE,
     ) -> Self:
         """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
-        own = (IMAGE, GUESTS_IMAGE) if hypervisors else (IMAGE,)
+        own = _own_images(hypervisors)
         images = {**ensure_images(), **{image_name(one): ensure_image(name=one) for one in own}, **more.images}
         store = ensure_store(images, {**{_tagged(one): _full_name(one) for one in own}, **more.tags})
         kubelet_program = ensure_programs()["kubelet"]
@@ -229,17 +233,19 @@ class Cluster:
         return self.helm.upgrade(self.values() | changed)
 
     def push_image(self) -> None:
-        """Bring our image as the checkout has it now to every machine that has not got it."""
-        archive, tagged = ensure_image(), _tagged(IMAGE)
+        """Bring our images as the checkout has them now to every machine that has not got them."""
         images = ("ctr", "-n", "k8s.io", "images")
+        own = {name: (ensure_image(name=name), _tagged(name)) for name in _own_images(len(self.hypervisors))}
 
         def push(machine: Machine) -> None:
-            if tagged in machine.run([*images, "list", "-q"]).stdout.split():
-                return
-            machine.copy_to(archive, "/var/tmp/aoe-csi.tar")
-            machine.run([*images, "import", "/var/tmp/aoe-csi.tar"], timeout_s=600)
-            machine.run([*images, "tag", "--force", _full_name(IMAGE), tagged])
-            machine.run(["rm", "/var/tmp/aoe-csi.tar"])
+            there = machine.run([*images, "list", "-q"]).stdout.split()
+            for name, (archive, tagged) in own.items():
+                if tagged in there:
+                    continue
+                machine.copy_to(archive, "/var/tmp/aoe-csi.tar")
+                machine.run([*images, "import", "/var/tmp/aoe-csi.tar"], timeout_s=600)
+                machine.run([*images, "tag", "--force", _full_name(name), tagged])
+                machine.run(["rm", "/var/tmp/aoe-csi.tar"])
 
         with progress.step("bringing our image to the machines"):
             at_once(push, self.lab.machines)

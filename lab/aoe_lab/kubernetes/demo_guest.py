@@ -104,8 +104,13 @@ def _tell(story: Story, cluster: Cluster) -> None:
         story.require(disk.serial not in guest.xml(inactive=True), "its XML has nothing of it")
         kubectl("delete", "pvc/data", "--timeout=120s", timeout_s=150)
         cluster.await_(lambda: kubectl("get", "aoevolumes", "-oname").stdout or None, "the volume to be gone")
-        left = storage.run("lvs --noheadings -o lv_name data").stdout.split()
-        story.require(left == ["thinpool"], "the volume group has its thin pool, and nothing else")
+
+        def left() -> str:
+            return storage.run("lvs --noheadings -o lv_name data").stdout.strip()
+
+        # A thick one is wiped first.
+        cluster.await_(lambda: None if left() == "thinpool" else left(), "its space to be wiped")
+        story.require(left() == "thinpool", "the volume group has its thin pool, and nothing else")
 
 
 if __name__ == "__main__":
