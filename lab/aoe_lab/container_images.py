@@ -134,6 +134,9 @@ def _build(place: Path, architecture: str, name: str) -> None:
     for command, module in (("aoe-csi", "aoe_csi"), ("aoe-operator", "aoe_operator")):
         (programs / command).write_text(PROGRAM.format(module=module))
         (programs / command).chmod(0o755)
+    # As Debian has it once base-files is configured: libvirt's client looks for its socket there.
+    shutil.rmtree(tree / "var" / "run", ignore_errors=True)
+    (tree / "var" / "run").symlink_to("/run")
     (tree / "etc" / "passwd").write_text("root:x:0:0:root:/:/\naoe-csi:x:65532:65532:aoe-csi:/:/\n")
     (tree / "etc" / "group").write_text("root:x:0:\naoe-csi:x:65532:\n")
     document = {

@@ -103,6 +103,7 @@ def test_it_is_small_and_says_what_it_is(image: Image) -> None:
     assert [name for name in image.machines if "/grpc/" in name]
     bindings = [name for name in image.files if name.endswith("dist-packages/libvirt.py")]
     assert len(bindings) == (image.name == "aoe-csi-guests")
+    assert image.files["var/run"].linkname == "/run"
     labels = image.config["config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == image.name
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
