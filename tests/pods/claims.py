@@ -44,6 +44,11 @@ class Claims:
     cluster: Cluster
     name: str
 
+    @classmethod
+    def of_test(cls, cluster: Cluster, test: str) -> Self:
+        """Return the claims of a test, in a namespace of its own, named after it."""
+        return cls(cluster, test.removeprefix("test_").split("[")[0].replace("_", "-")[:50].strip("-"))
+
     def kubectl(self, *words: str, check: bool = True, timeout_s: float = 60, stdin: str | None = None) -> Finished:
         """Run kubectl in the namespace."""
         return self.cluster.plane.kubectl(

@@ -52,6 +52,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def claims(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Claims]:
     """A namespace of the test's own; when the test has ended, it and all its volumes are gone, on the hosts too."""
-    name = request.node.name.removeprefix("test_").split("[")[0].replace("_", "-")[:50].strip("-")
-    with Claims(cluster, name) as made:
+    with Claims.of_test(cluster, request.node.name) as made:
         yield made
