@@ -380,6 +380,8 @@ class VolumeStatus:
 
     volume: Volume
     grants: tuple[Grant, ...]
+    guests: frozenset[NodeName] = frozenset()
+    """The nodes that hold it for a guest, which no kubelet sees to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,17 +167,24 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     def ControllerExpandVolume(
         self, request: csi.ControllerExpandVolumeRequest, context: grpc.ServicerContext
     ) -> csi.ControllerExpandVolumeResponse:
-        """Grow a volume; its node always has to see to the new size, raw block or not."""
+        """Grow a volume; a node that has it has to see to the new size, raw block or not."""
         volume_id = requests.get_volume_id(request.volume_id)
         sizes = requests.parse_range(request.capacity_range)
         if not (sizes.required_bytes or sizes.limit_bytes):
             raise Invalid(f"capacity_range is missing for volume {volume_id}; say how large it is to be")
-        if request.HasField("volume_capability"):
-            parse_capability(request.volume_capability)
+        told = request.HasField("volume_capability")
+        block = told and parse_capability(request.volume_capability).block
         with self._locks.hold(f"volume/{volume_id}"):
             size_bytes = sizes.required_bytes or self._provisioner.get_volume(volume_id).volume.size_bytes
             volume = self._provisioner.expand_volume(volume_id, size_bytes, sizes.limit_bytes)
-        return csi.ControllerExpandVolumeResponse(capacity_bytes=volume.size_bytes, node_expansion_required=True)
+            on_node = not block or self._is_on_a_node(volume_id)
+        return csi.ControllerExpandVolumeResponse(capacity_bytes=volume.size_bytes, node_expansion_required=on_node)
+
+    def _is_on_a_node(self, volume_id: VolumeId) -> bool:
+        """Whether a kubelet has the volume. Where none has, nobody would call NodeExpandVolume, and a growth that waits
+        for it holds up the next one: a guest is told by other means, and who attaches a device reads its size."""
+        status = self._provisioner.get_volume(volume_id)
+        return any(grant.node not in status.guests for grant in status.grants)
 
     def GetCapacity(self, request: csi.GetCapacityRequest, context: grpc.ServicerContext) -> csi.GetCapacityResponse:
         """Return what can still be made with these parameters in reach of these nodes."""

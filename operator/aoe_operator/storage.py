@@ -401,7 +401,11 @@ class StorageRole:
         """Revoke what no ticket asks for, and count no grant as in force that is not."""
         volume_id, tickets = VolumeId(volume.metadata.name), volume.spec.tickets
         in_force = self._engine.list_grants(volume_id)
-        unwanted = [grant for grant in in_force if not any(_answers(grant, ticket) for ticket in tickets)]
+        # Also when a ticket came since that it would answer: its node would be promised what may serve no more.
+        begun = self._engine.list_half_revoked(volume_id) if in_force else ()
+        unwanted = [
+            grant for grant in in_force if grant in begun or not any(_answers(grant, ticket) for ticket in tickets)
+        ]
         self._revoke(volume, work, {grant.node: grant for grant in unwanted})
         left = {grant.node: grant for grant in self._engine.list_grants(volume_id)} if in_force else {}
         told = [one for one in volume.status.grants if one.node in left]
@@ -421,6 +425,7 @@ class StorageRole:
         """Grant what tickets ask for."""
         volume_id = VolumeId(volume.metadata.name)
         in_force = {grant.node: grant for grant in self._engine.list_grants(volume_id)}
+        begun = self._engine.list_half_revoked(volume_id) if in_force else ()
         wanted = {ticket.node: ticket for ticket in volume.spec.tickets}
         grants = [one for one in work.status.grants if one.node not in wanted]
         refusals: list[Refusal] = []
@@ -430,6 +435,7 @@ class StorageRole:
             grant = in_force.get(NodeName(ticket.node))
             # Not by the node alone: after a restored etcd the status may tell of a former grant of the same node.
             stands = grant is not None and grant.node_id == ticket.node_id and _answers(grant, ticket)
+            stands = stands and grant not in begun
             if told is not None and grant is not None and stands and _told_keys((told,)) == _keys((grant,)):
                 grants.append(told)
                 continue

@@ -38,7 +38,7 @@ from aoe_core.model import (
     VolumeSpec,
 )
 from aoe_core.resources import placement
-from aoe_core.resources.conditions import find, put_error
+from aoe_core.resources.conditions import find, put, put_error
 from aoe_core.resources.conversion import wanted_of
 from aoe_core.resources.events import Event, Events, Subject
 from aoe_core.resources.fields import Condition, ObjectMeta, parse_quantity
@@ -287,10 +287,12 @@ def test_a_guest_and_pods_have_a_volume_one_after_the_other(
     provisioner.expand_volume(V, 128 * MIB)
     assert provisioner.device_bytes(V) == 128 * MIB
     assert provisioner.publish(V, first, WRITER, **as_guest).size_bytes == 128 * MIB
+    assert provisioner.get_volume(V).guests == {first.name}
 
     provisioner.unpublish(V, first.name, guest="shop/data/1")
     assert machines.engine.get_volume(V).grants == ()
     provisioner.publish(V, first, WRITER, read_only=False, block=True)
+    assert provisioner.get_volume(V).guests == frozenset()
     with pytest.raises(InUse, match="remove the pods that use it there first"):
         provisioner.publish(V, first, WRITER, **as_guest)
     provisioner.unpublish(V, first.name, guest="shop/data/1")
@@ -536,6 +538,58 @@ def test_another_ticket_of_the_same_node_gets_a_grant_of_its_own(
     assert before.address != now.address
     (grant,) = machines.engine.get_volume(V).grants
     assert grant.writable
+
+
+def test_a_grant_on_its_way_out_is_no_answer_to_the_next_ticket(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """Taken back and asked for anew with the same rights, before the storage node has seen, or ended, the first."""
+    node, hurried = machines.identity(COMPUTE_NODES[0]), ClusterProvisioner(store, patience_s=2)
+    provisioner.create_volume(spec())
+    before = provisioner.publish(V, node, WRITER, read_only=False, block=True).address
+    assert before is not None
+    roles.storage.paused.set()
+    with pytest.raises(Unfinished):
+        hurried.unpublish(V, node.name)
+    for _ in range(2):
+        with pytest.raises(Unfinished):
+            hurried.publish(V, node, WRITER, read_only=False, block=True)
+    roles.storage.paused.clear()
+    # The storage node never saw that it was unwanted for a while: it serves as before.
+    assert provisioner.publish(V, node, WRITER, read_only=False, block=True).address == before
+    exports = machines.storage.exports
+    exports.stick(before)
+    with pytest.raises(Unfinished):
+        hurried.unpublish(V, node.name)
+    for _ in range(2):
+        with pytest.raises(Unfinished):
+            hurried.publish(V, node, WRITER, read_only=False, block=True)
+    exports.release(before)
+    assert provisioner.publish(V, node, WRITER, read_only=False, block=True).address != before
+    assert machines.engine.list_half_revoked(V) == ()
+
+
+def test_what_is_held_back_is_granted_to_nobody_and_says_why(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """What a restored status tells of may be revoked since."""
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec())
+    provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    roles.storage.paused.set()
+
+    def hold_back() -> None:
+        seen = store.get(AoEVolume, V)
+        said = put(
+            seen.status.conditions, "Current", holds=False, reason="Restored", message="it is of the past",
+            generation=seen.metadata.generation, now_s=1,
+        )  # fmt: skip
+        store.update_status(replace(seen, status=replace(seen.status, conditions=said)))
+
+    beside_kopf(hold_back)
+    with pytest.raises(Unfinished, match="it is of the past"):
+        ClusterProvisioner(store, patience_s=1).publish(V, node, WRITER, read_only=False, block=True)
+    roles.storage.paused.clear()
 
 
 def test_whoever_waits_for_a_person_hears_of_a_new_wish_at_once(

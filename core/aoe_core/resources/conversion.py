@@ -92,10 +92,12 @@ def volume_of(made: AoEVolume) -> Volume:
 
 
 def status_of(made: AoEVolume) -> VolumeStatus:
-    """Return the volume and the grants in force."""
+    """Return the volume, the grants in force, and which of them are guests'."""
     volume_id = VolumeId(made.metadata.name)
     return VolumeStatus(
-        volume=volume_of(made), grants=tuple(_grant_of(volume_id, granted) for granted in made.status.grants)
+        volume=volume_of(made),
+        grants=tuple(_grant_of(volume_id, granted) for granted in made.status.grants),
+        guests=frozenset(NodeName(ticket.node) for ticket in made.spec.tickets if ticket.guest is not None),
     )
 
 

@@ -180,7 +180,7 @@ class ClusterProvisioner:
             self._raise_refusal(seen, "Deleted")
             return None
 
-        self._await(AoEVolume, volume_id, gone, lambda _: f"volume {volume_id} is being deleted")
+        self._await(AoEVolume, volume_id, gone, _unless_held_back("deleted"))
 
     def expand_volume(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> Volume:
         """Ask for more and wait until the volume has it."""
@@ -208,7 +208,7 @@ class ClusterProvisioner:
                 raise
             return None
 
-        return self._await(AoEVolume, volume_id, grown, lambda _: f"volume {volume_id} is being expanded")
+        return self._await(AoEVolume, volume_id, grown, _unless_held_back("expanded"))
 
     def _ask_for_size(self, volume_id: VolumeId, size_bytes: int, limit_bytes: int = 0) -> AoEVolume:
         deadline = time.monotonic() + self._patience_s
@@ -268,23 +268,29 @@ class ClusterProvisioner:
                     raise
                 raise _in_use(volume, guest=guest) from refusal
 
+        generation = volume.metadata.generation
+
         def granted(seen: AoEVolume | None) -> Attachment | None:
             if seen is None or not any((one.node, one.guest) == (node.name, guest) for one in seen.spec.tickets):
                 raise Busy(f"volume {volume_id} was taken from node {node.name} meanwhile; ask again")
+            if seen.status.observed_generation < generation or _held_back(seen):
+                # What is told there may be the end of a former grant of this node.
+                return None
+            for refused in seen.status.refusals:
+                if refused.node == node.name and refused.node_id == ticket.node_id:
+                    error = conditions.error_of(refused.reason, refused.message)
+                    if error is not None and not isinstance(error, _PASSING):
+                        raise error
+                    return None
             for grant in seen.status.grants:
                 given = (grant.node, grant.node_id, grant.mode, grant.writable, grant.block)
                 if given == (ticket.node, ticket.node_id, ticket.mode, ticket.writable, ticket.block):
                     # The volume may have grown since it was granted.
                     size = seen.status.device_size or grant.size
                     return conversion.attachment_of(volume_id, msgspec.structs.replace(grant, size=size))
-            for refused in seen.status.refusals:
-                if refused.node == node.name and refused.node_id == ticket.node_id:
-                    error = conditions.error_of(refused.reason, refused.message)
-                    if error is not None and not isinstance(error, _PASSING):
-                        raise error
             return None
 
-        return self._await(AoEVolume, volume_id, granted, lambda _: f"volume {volume_id} is being exported")
+        return self._await(AoEVolume, volume_id, granted, _unless_held_back("exported"))
 
     def unpublish(self, volume_id: VolumeId, node: NodeName | None, *, guest: str | None = None) -> None:
         """Take back tickets and wait until their grants are revoked. `guest`: the guest's disk they were for; what
@@ -304,7 +310,7 @@ class ClusterProvisioner:
             self._raise_refusal(seen, "Revoked", since=generation)
             return None
 
-        self._await(AoEVolume, volume_id, revoked, lambda _: f"volume {volume_id} is being taken back")
+        self._await(AoEVolume, volume_id, revoked, _unless_held_back("taken back"))
 
     def device_bytes(self, volume_id: VolumeId) -> int:
         """Return how large a volume's device is now. Raises: NotFound."""
@@ -439,6 +445,17 @@ def _is_free(volume: AoEVolume) -> bool:
 def _has_been_heard(volume: AoEVolume) -> bool:
     """Whether the storage node has looked since the last wish: it may have begun an export that it never told of."""
     return volume.status.node is None or volume.status.observed_generation >= volume.metadata.generation
+
+
+def _held_back(volume: AoEVolume) -> str:
+    """Return why the storage node follows no wish until a person has decided; empty when it does."""
+    said = conditions.find(volume.status.conditions, "Current")
+    return said.message if said is not None and said.status == "False" else ""
+
+
+def _unless_held_back(done: str) -> Callable[[AoEVolume], str]:
+    """Return what says how far a volume is that is being `done` something to."""
+    return lambda seen: _held_back(seen) or f"volume {seen.metadata.name} is being {done}"
 
 
 def _require_not_going(volume: AoEVolume) -> None:

@@ -397,13 +397,24 @@ def expand(volume_id: str = "pvc-1", required: int = 2 * GIB, limit: int = 0) ->
     )
 
 
-def test_growing_always_needs_the_node(plugin: Plugin) -> None:
+def test_growing_needs_the_node_where_one_has_the_volume(plugin: Plugin) -> None:
+    """A file system grows when a pod comes, if none has it; a device that nobody has needs nobody."""
     plugin.volume()
-    for request in (expand(), expand(), expand(required=1), expand(required=0, limit=3 * GIB)):
-        request.volume_capability.CopyFrom(block())
-        reply = plugin.controller.ControllerExpandVolume(request)
-        assert reply.capacity_bytes == 2 * GIB
-        assert reply.node_expansion_required
+    requests = (expand(), expand(), expand(required=1), expand(required=0, limit=3 * GIB))
+
+    def grow(capability: csi.VolumeCapability | None) -> set[bool]:
+        for request in requests:
+            if capability is not None:
+                request.volume_capability.CopyFrom(capability)
+        replies = [plugin.controller.ControllerExpandVolume(request) for request in requests]
+        assert {reply.capacity_bytes for reply in replies} == {2 * GIB}
+        return {reply.node_expansion_required for reply in replies}
+
+    assert grow(None) == {True}
+    assert grow(mount()) == {True}
+    assert grow(block()) == {False}
+    plugin.controller.ControllerPublishVolume(publish(capability=block()))
+    assert grow(block()) == {True}
 
 
 @pytest.mark.parametrize(
