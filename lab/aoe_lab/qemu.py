@@ -76,6 +76,10 @@ def accelerator(image: Image) -> str:
     return found
 
 
+_hung: list[process.Child] = []
+"""Emulators that the host's kernel does not let die; kept, since Python warns of one that nobody has waited for."""
+
+
 def _kvm_boots(image: Image) -> bool:
     with tempfile.TemporaryDirectory() as place:
         console = Path(place, "console")
@@ -86,6 +90,8 @@ def _kvm_boots(image: Image) -> bool:
             time.sleep(0.05)
         with suppress(CommandTimedOut):
             process.kill([child.pid])
+        if child.poll() is None:
+            _hung.append(child)
         return console.exists() and PROBE_MARK in console.read_text(errors="replace")
 
 
