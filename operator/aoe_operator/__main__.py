@@ -193,7 +193,7 @@ def _guest_grants(
         ClusterProvisioner(store, patience_s=GRANTED_S),
         rules=functools.partial(guest_access.read, options.guest_access),
     )
-    with Repeated(grants.follow_growth, name="growth", every_s=GROWN_EVERY_S, stop=stop):
+    with Repeated(grants.let_go, grants.follow_growth, name="growth", every_s=GROWN_EVERY_S, stop=stop):
         yield grants.reconcile
 
 
@@ -220,6 +220,7 @@ def _guests(options: argparse.Namespace, stop: threading.Event) -> None:
     from aoe_core.host.links import boot_id
     from aoe_core.host.process_lock import guests_lock
     from aoe_core.resources.guest_kubernetes import KubernetesGuestDisks
+    from aoe_core.resources.step_back import StepBack
     from aoe_operator.guests import GuestsRole
     from aoe_operator.guests_process import GuestsProcess
 
@@ -230,8 +231,9 @@ def _guests(options: argparse.Namespace, stop: threading.Event) -> None:
             "rules, or take the host's label for guests off"
         )
     attacher = open_attacher(settings, enter_host=options.enter_host)
-    disks = open_guest_disks(settings, attacher)
-    role = GuestsRole(options.node, disks, KubernetesGuestDisks(options.kubeconfig, holder=f"guests-{options.node}"))
+    disks = open_guest_disks(settings, attacher, enter_host=options.enter_host)
+    store = KubernetesGuestDisks(options.kubeconfig, holder=f"guests-{options.node}")
+    role = GuestsRole(options.node, disks, store)
     state = Path(settings.state_directory)
     # A pod that was deleted by force may live on for a while beside its successor.
     with (
@@ -251,6 +253,8 @@ def _guests(options: argparse.Namespace, stop: threading.Event) -> None:
             find_change=functools.partial(san_rules.find_change, settings, options.san_rules),
         ),
     ):
+        # Its watches would hear nothing from an API server that was put back.
+        StepBack(store.revision, stop).start_background()
         handlers.run(handlers.guests(role.reconcile, options.node), stop=stop, liveness=options.liveness)
 
 

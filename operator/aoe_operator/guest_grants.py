@@ -15,6 +15,7 @@ and host are written down before anything is done with them: what there may be t
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -312,6 +313,9 @@ class GuestGrants:
     def _end(self, disk: AoEGuestDisk) -> float | None:
         if GRANT_FINALIZER not in disk.metadata.finalizers:
             return None
+        if self._disks.is_definition_going():
+            self._give_up(disk)
+            return None
         try:
             for host in _hosts_of(disk):
                 self._require_let_go(disk, host)
@@ -324,6 +328,20 @@ class GuestGrants:
         kept = (one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
         self._disks.put_finalizers(disk, tuple(kept))
         return None
+
+    def let_go(self) -> None:
+        """Give up disks that go with their definition; tickets and claims stay as they are, since guests have them.
+        kopf serves no kind whose definition is going. Raises: Unreachable, Busy."""
+        if not self._disks.is_definition_going():
+            return
+        with suppress(NotFound):  # The definition is gone meanwhile.
+            for disk in self._disks.list():
+                if is_going(disk) and GRANT_FINALIZER in disk.metadata.finalizers:
+                    self._give_up(disk)
+
+    def _give_up(self, disk: AoEGuestDisk) -> None:
+        log.warning("its definition is going; ticket and claim stay", extra={"guest_disk": key_of(disk)})
+        self._disks.put_finalizers(disk, tuple(one for one in disk.metadata.finalizers if one != GRANT_FINALIZER))
 
     def _require_let_go(self, disk: AoEGuestDisk, host: str) -> None:
         """Check that a host has let go, or that a person has given it up. Raises: Unfinished."""

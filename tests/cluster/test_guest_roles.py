@@ -6,6 +6,7 @@ What the roles do when they are killed is swept in tests/simulated. Here it is s
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,9 @@ from tests.simulated.cluster import COMPUTE_NODES
 from tests.simulated.guest_disk_cluster import GuestDiskCluster, TicketGrants
 from tests.simulated.test_guests import VOLUME, spec
 
+from aoe_core.errors import Busy
 from aoe_core.fakes.hypervisor import Unplug
+from aoe_core.model import NodeName, VolumeId
 from aoe_core.resources.guest_access import AccessRule, AccessRules
 from aoe_core.resources.guest_disk import AoEGuestDisk, host_finalizer
 from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks
@@ -91,6 +94,8 @@ class Roles:
     claims: KubernetesClaims
     guard: threading.Lock = field(default_factory=threading.Lock)
     """The fakes are for one thread at a time."""
+    grants: GuestGrants = field(init=False)
+    hosts: dict[str, GuestsRole] = field(default_factory=dict)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -98,16 +103,16 @@ class Roles:
         """Begin, as fresh processes do."""
         self._stopped = threading.Event()
         process = self.machines.compute[NODE].start_process("cluster role")
-        grants = GuestGrants(
+        self.grants = GuestGrants(
             self.disks,
             self.claims,
             _Hosts(self.machines),
             TicketGrants(self.machines, process),
             rules=lambda: self.machines.api.rules,
         )
-        told = [handlers.cluster(_NoPlacement(), self._one_at_a_time(grants.reconcile))]  # type: ignore[arg-type]
+        told = [handlers.cluster(_NoPlacement(), self._one_at_a_time(self.grants.reconcile))]  # type: ignore[arg-type]
         for node in COMPUTE_NODES:
-            role = GuestsRole(node, self.machines.disks[node], self.disks)
+            role = self.hosts[node] = GuestsRole(node, self.machines.disks[node], self.disks)
             told.append(handlers.guests(self._one_at_a_time(role.reconcile), node))
         self._threads = [operator_thread(one, self._stopped) for one in told]
         for thread in self._threads:
@@ -272,3 +277,32 @@ def test_a_guest_that_does_not_let_go_is_waited_for(roles: Roles) -> None:
     with roles.guard:
         roles.machines.guest[NODE].unplug = Unplug.OBEYS
     roles.await_gone()
+
+
+def test_no_guest_loses_a_disk_whose_definition_goes(roles: Roles) -> None:
+    """Nobody has asked for its end; and what is there can be cleared away by hand, as docs/runbooks.md has it."""
+    roles.apply()
+    roles.await_said("Attached", "True")
+    roles.plane.kubectl("delete", "crd", "aoeguestdisks.aoe-csi.dev", "--wait=false")
+    deadline = time.monotonic() + LIMIT_S
+    while roles.plane.kubectl("get", "crd", "aoeguestdisks.aoe-csi.dev", check=False).code == 0:
+        assert time.monotonic() < deadline, "the definition never went"
+        with roles.guard, suppress(Busy):  # As the processes do now and then.
+            roles.hosts[NODE].let_go()
+            roles.grants.let_go()
+        time.sleep(0.5)
+    with roles.guard:
+        assert roles.machines.target(NODE)
+        assert roles.machines.held(VOLUME)
+        assert roles.machines.api.tickets
+    assert len(roles.claim_finalizers()) == 1
+
+    define(roles.plane, NAMESPACE)
+    with roles.guard:
+        (orphan,) = roles.hosts[NODE].find_orphans()
+        roles.machines.disks[NODE].detach(orphan.domain_uuid, orphan.volume_id, wait_s=10)
+        for volume_id, node in tuple(roles.machines.api.tickets):
+            del roles.machines.api.tickets[volume_id, node]
+            roles.machines.engine.unpublish(VolumeId(volume_id), NodeName(node))
+    words = ("data", f"--namespace={NAMESPACE}", "--type=merge", '-p={"metadata":{"finalizers":null}}')
+    roles.plane.kubectl("patch", "pvc", *words)

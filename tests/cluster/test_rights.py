@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aoe_core.resources.guest_disk import host_finalizer
 from aoe_lab.kubernetes.helm import NAMESPACE, RELEASE, Helm
 
 from .installed import STORAGE_NODES, TAKE, values
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ACCOUNT, KEPT = "aoe-csi-storage", "aoe-csi.dev/storage"
 GUESTS, TEAM, ON_HOST = "aoe-csi-guests", "shop", "guests.aoe-csi.dev/host1"
+LONG_HOST = f"{'h' * 40}.{'x' * 40}"
+"""Too long for the name of a finalizer or an annotation, which has its digest instead."""
 Change = "Callable[[dict[str, Any]], object]"
 
 
@@ -275,7 +278,8 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     plane.kubectl("create", "namespace", NAMESPACE)
     helm.upgrade(values(guests={"enabled": True}), TAKE)
     objects: list[dict[str, Any]] = [
-        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in (*STORAGE_NODES, "host1")
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+        for name in (*STORAGE_NODES, "host1", LONG_HOST)
     ]
     for name, node in (("mine", "storage1"), ("other", "storage2"), ("nowhere", None), ("held", "storage1")):
         spec: dict[str, Any] = {"size": "1Gi", "pool": "thin", **({"node": node} if node else {})}
@@ -300,7 +304,11 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         guest_disk("new", "host1", granted=False),
         guest_disk("left", "host2"),
         guest_disk("coming", "host2"),
+        guest_disk("left-long", "host2"),
     ):
+        if disk["metadata"]["name"] == "left-long":
+            word = host_finalizer(LONG_HOST).rpartition("/")[2]
+            disk["metadata"]["annotations"][f"{word}.guests.aoe-csi.dev/reconcile"] = "{}"
         if disk["metadata"]["name"] == "left":
             disk["metadata"]["annotations"]["host1.guests.aoe-csi.dev/reconcile"] = "{}"
         if disk["metadata"]["name"] == "coming":
@@ -309,7 +317,7 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         plane.kubectl("patch", "aoeguestdisk", disk["metadata"]["name"], f"-n{TEAM}", "--subresource=status",
                       "--type=merge", "-p", json.dumps({"status": status}))  # fmt: skip
     yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
-    for name in ("mine", "other", "new", "left", "coming"):
+    for name in ("mine", "other", "new", "left", "coming", "left-long"):
         plane.kubectl("patch", "aoeguestdisk", name, f"-n{TEAM}", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     plane.kubectl("delete", "namespace", TEAM, "--timeout=60s", timeout_s=90)
     for kind in ("aoevolume", "aoesnapshot"):
@@ -352,6 +360,17 @@ def host1(plane: ControlPlane, rights: str) -> str:  # noqa: ARG001 - after the 
 def test_a_host_of_guests_may(plane: ControlPlane, host1: str, attempt: Attempt) -> None:
     done = attempt.make(plane, host1)
     assert done.code == 0, done.stderr
+
+
+def test_a_host_with_a_long_name_may_take_its_progress_off_a_disk_that_left_it(
+    plane: ControlPlane,
+    host1: str,
+    rights: str,  # noqa: ARG001 - the chart.
+) -> None:
+    attempt = Attempt(what=f"aoeguestdisk left-long -n {TEAM}", change=put_metadata("annotations", {"a": "b"}))
+    done = attempt.make(plane, plane.bearer(GUESTS, namespace=NAMESPACE, node=LONG_HOST).stem)
+    assert done.code == 0, done.stderr
+    assert attempt.make(plane, host1).code != 0
 
 
 @pytest.mark.parametrize("attempt", HOST_MAY_NOT, ids=named)

@@ -43,6 +43,8 @@ class GuestApi:
     """(Volume, node) → its ticket."""
     given_up: set[str] = field(default_factory=set)
     rules: AccessRules = field(default_factory=AccessRules)
+    definition_going: bool = False
+    """Whether somebody removes the definition of guests' disks, and with it all of them."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def version(self) -> str:
@@ -160,6 +162,10 @@ class ApiClient:
                 assert set(finalizers) <= set(now.metadata.finalizers), "the API server lets none be added to what goes"
             metadata = msgspec.structs.replace(now.metadata, finalizers=finalizers)
             return self._api.put_disk(msgspec.structs.replace(now, metadata=metadata))
+
+    def is_definition_going(self) -> bool:
+        with self._process.reading():
+            return self._api.definition_going
 
     @contextmanager
     def _writing_disk(self, disk: AoEGuestDisk, what: str) -> Iterator[AoEGuestDisk]:

@@ -476,6 +476,33 @@ def test_a_disk_put_back_to_before_its_grant_is_attached_again_or_wholly_detache
         assert orphan.volume_id == VOLUME
 
 
+@pytest.mark.parametrize("served", [True, False], ids=["kopf calls once more", "kopf is silent"])
+def test_no_guest_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster, *, served: bool) -> None:
+    attached.api.definition_going = True
+    attached.api.delete_disk(DISK)
+    if served:
+        attached.reconcile()
+    else:
+        attached.role(NODE).let_go()
+        attached.grants.let_go()
+    assert attached.api.disks == {}
+    assert attached.target(NODE) == "vdb"
+    assert attached.held(VOLUME)
+    assert list(attached.api.tickets) == [(VOLUME, NODE)]
+    assert attached.api.claims[NAMESPACE, CLAIM].finalizers
+    (orphan,) = attached.role(NODE).find_orphans()
+    assert orphan.volume_id == VOLUME
+
+
+def test_a_disk_stays_that_is_not_to_go_while_its_definition_is_put_back(attached: GuestDiskCluster) -> None:
+    attached.api.definition_going = True
+    attached.role(NODE).let_go()
+    attached.grants.let_go()
+    attached.api.definition_going = False
+    attached.sweep()
+    assert attached.says(DISK, "Attached") == "True"
+
+
 def test_a_disk_that_somebody_took_out_is_seen_and_put_in_again(attached: GuestDiskCluster) -> None:
     role = attached.role(NODE)
     assert role.find_drifted() == ()

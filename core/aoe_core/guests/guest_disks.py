@@ -33,6 +33,7 @@ from aoe_core.host.contracts import Domain, DomainDisk
 from aoe_core.host.device_links import HostDeviceLinks
 from aoe_core.host.libvirt import LibvirtHypervisor
 from aoe_core.host.lock_files import LockFiles
+from aoe_core.host.runner import HostRunner
 from aoe_core.locks import Locks
 from aoe_core.model import AccessMode, Attachment, Transport, VolumeId, serial_of
 from aoe_core.settings import Settings
@@ -562,12 +563,12 @@ def _explained(error: AoECsiError, domain: Domain, disk: DomainDisk) -> AoECsiEr
     return error
 
 
-def open_guest_disks(settings: Settings, attacher: Attacher) -> GuestDisks:
-    """Return the guests' disks of this machine, made of its real parts."""
+def open_guest_disks(settings: Settings, attacher: Attacher, *, enter_host: bool = False) -> GuestDisks:
+    """Return the guests' disks of this machine, made of its real parts. `enter_host`: see HostRunner."""
     state_directory = Path(settings.state_directory)
     host = GuestHost(
         hypervisor=LibvirtHypervisor(BlockingCalls()),
-        links=HostDeviceLinks(),
+        links=HostDeviceLinks(host_root=HostRunner(enter_host=enter_host).root),
         record_files=records_of(state_directory),
         locks=LockFiles(),
         now_s=time.monotonic,

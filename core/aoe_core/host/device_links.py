@@ -22,8 +22,12 @@ _LOOK_LIMIT_S = 5.0
 class HostDeviceLinks:
     """DeviceLinks below a directory, which is made on first use."""
 
-    def __init__(self, directory: Path = DIRECTORY, calls: BlockingCalls | None = None) -> None:
+    def __init__(
+        self, directory: Path = DIRECTORY, calls: BlockingCalls | None = None, *, host_root: Path = Path("/")
+    ) -> None:
+        """`host_root`: where domains' paths begin, for a process in a container."""
         self._top = directory
+        self._host_root = host_root
         self._calls = calls or BlockingCalls()
         self._directory = directory / "guests" / "disks"
 
@@ -62,9 +66,10 @@ class HostDeviceLinks:
             raise CommandFailed(f"link {path} cannot be removed ({error.strerror}); look at /run") from error
 
     def find_device(self, path: str) -> str | None:
-        """Return `major:minor` of the block device that a path leads to."""
+        """Return `major:minor` of the block device that a path of the host leads to."""
+        on_host = str(self._host_root / path.lstrip("/")) if path else path
         try:
-            return self._calls.run(f"looking at {path}", lambda: _device_number(path), timeout_s=_LOOK_LIMIT_S)
+            return self._calls.run(f"looking at {path}", lambda: _device_number(on_host), timeout_s=_LOOK_LIMIT_S)
         except Unfinished:
             return None
 

@@ -229,6 +229,10 @@ class GuestDiskStore(Protocol):
     def put_finalizers(self, disk: AoEGuestDisk, finalizers: tuple[str, ...]) -> AoEGuestDisk:
         """Replace the finalizers."""
 
+    def is_definition_going(self) -> bool:
+        """Say whether the definition of guests' disks is being removed, or gone: then they go with it, all of them,
+        and nobody has asked for the end of any."""
+
 
 def find_same(store: GuestDiskStore, disk: AoEGuestDisk) -> AoEGuestDisk | None:
     """Return this very disk as it is now, None when it is gone, or another one of its name is there. Raises:

@@ -20,7 +20,7 @@ from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.guest_disk import AoEGuestDisk
-from aoe_core.resources.kubernetes import KubernetesRegistrations, connected, translated
+from aoe_core.resources.kubernetes import KubernetesRegistrations, connected, is_definition_going, translated
 
 _DISK = create_namespaced_resource(GROUP, VERSION, "AoEGuestDisk", "aoeguestdisks")
 # As they come: of each a few fields are read, and what else is in them need not be known to this lightkube.
@@ -101,6 +101,19 @@ class KubernetesGuestDisks(_Client):
             return _read(
                 self._client.patch(_DISK, meta.name, patch, namespace=meta.namespace, patch_type=PatchType.MERGE)
             )
+
+    def is_definition_going(self) -> bool:
+        """Say whether the definition of guests' disks is being removed, or gone. Raises: Unreachable."""
+        return is_definition_going(self._client, f"aoeguestdisks.{GROUP}")
+
+    def revision(self) -> int:
+        """Return the API server's revision, which grows with every change of anything. Raises: Unreachable, NotFound
+        when the definition is gone."""
+        with translated(AoEGuestDisk, ""):
+            # The first page tells of it, however many there are.
+            disks = self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=1)
+            next(iter(disks), None)
+        return int(disks.resourceVersion)
 
 
 class KubernetesClaims(_Client):

@@ -177,13 +177,7 @@ class KubernetesStore:
 
     def is_definition_going(self, kind: type[Resource]) -> bool:
         """Say whether a kind's definition is being removed, or gone. Raises: Unreachable."""
-        name = f"{_PLURALS[kind]}.{GROUP}"
-        try:
-            with translated(CustomResourceDefinition, name):
-                definition = self._client.get(CustomResourceDefinition, name)
-        except NotFound:
-            return True
-        return definition.metadata is not None and definition.metadata.deletionTimestamp is not None
+        return is_definition_going(self._client, f"{_PLURALS[kind]}.{GROUP}")
 
     def await_(
         self,
@@ -445,6 +439,16 @@ def _read(kind: type[Resource], raw: GenericGlobalResource) -> Resource:
         raise Invalid(
             f"{kind.__name__} {name} cannot be read ({error}); was it made by another version of the definitions?"
         ) from error
+
+
+def is_definition_going(client: lightkube.Client, name: str) -> bool:
+    """Say whether a definition is being removed, or gone. Raises: Unreachable."""
+    try:
+        with translated(CustomResourceDefinition, name):
+            definition = client.get(CustomResourceDefinition, name)
+    except NotFound:
+        return True
+    return definition.metadata is not None and definition.metadata.deletionTimestamp is not None
 
 
 def _newer(one: Resource, other: Resource) -> Resource:

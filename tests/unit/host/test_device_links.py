@@ -63,6 +63,15 @@ def test_only_block_devices_are_devices(tmp_path: Path) -> None:
         assert links.find_device(path) is None
 
 
+def test_paths_begin_at_the_host_s_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(device_links, "_device_number", looked.append)
+    for root in (Path("/"), Path("/proc/1/root")):
+        HostDeviceLinks(tmp_path, host_root=root).find_device("/srv/disk")
+        HostDeviceLinks(tmp_path, host_root=root).find_device("")
+    assert looked == ["/srv/disk", "", "/proc/1/root/srv/disk", ""]
+
+
 def test_a_path_that_cannot_be_looked_at_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(device_links, "_LOOK_LIMIT_S", 0.1)
