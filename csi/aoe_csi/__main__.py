@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     configured.add_argument(
         "--config", type=Path, default=configuration.DEFAULT_PATH, metavar="PATH", help="default: %(default)s"
     )
+    ruled = argparse.ArgumentParser(add_help=False)
+    _add_node_of_a_cluster(ruled)
     clustered = argparse.ArgumentParser(add_help=False)
     clustered.add_argument("--kubeconfig", type=Path, metavar="PATH", help="default: the cluster this process runs in")
     clustered.add_argument(
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
             [clustered, serving],
             _controller,
         ),
-        ("node", "serve the node's part of CSI", [configured, serving], _node),
+        ("node", "serve the node's part of CSI", [configured, ruled, serving], _node),
         ("status", "show pools, volumes, grants and staged volumes of this machine", [configured, printing], _status),
         ("preflight", "check this machine and say what it lacks", [configured, printing], _preflight),
         ("prepare-host", "bring this machine's units, rules and module options into place", [configured], _prepare),
@@ -73,11 +75,11 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=words, description=words, parents=[shared, *parents])
         command.set_defaults(act=act)
         if name == "node":
-            _add_cluster_words(command)
+            _add_kubelet(command)
         if name == "prepare-host":
             command.add_argument("--check", action="store_true", help="change nothing, say what differs")
     # For people: what they wait for is said, and what the host did is told from --log-level info on.
-    _add_guest(commands, [_logging(level="warning"), configured])
+    _add_guest(commands, [_logging(level="warning"), configured, ruled])
     return top
 
 
@@ -99,17 +101,21 @@ def _add_guest(
     guest_arguments.add_arguments(command, parents)
 
 
-def _add_cluster_words(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("in a cluster")
+def _add_node_of_a_cluster(parent: argparse.ArgumentParser) -> None:
+    group = parent.add_argument_group("on a node of a cluster")
     group.add_argument(
         "--san-rules", type=Path, metavar="PATH", help="rules for all nodes of a cluster, instead of --config"
     )
     group.add_argument("--node-name", metavar="NAME", help="this node's name in the cluster")
     group.add_argument(
-        "--registration-directory", type=Path, metavar="PATH", help="where kubelet looks for plugins to register"
-    )
-    group.add_argument(
         "--enter-host", action="store_true", help="run commands in the namespaces of process 1: for a container"
+    )
+
+
+def _add_kubelet(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("beside kubelet")
+    group.add_argument(
+        "--registration-directory", type=Path, metavar="PATH", help="where kubelet looks for plugins to register"
     )
     group.add_argument("--prepare-host", action="store_true", help="first do what `aoe-csi prepare-host` does")
 
@@ -157,9 +163,7 @@ def _cluster_node(options: argparse.Namespace) -> int:
     from aoe_csi.composition import compose_cluster_node
     from aoe_csi.server import Server, parse_endpoint
 
-    if not options.node_name:
-        raise Invalid("--san-rules goes with --node-name; say which node this is")
-    machine = ClusterNode(options.san_rules, options.node_name, enter_host=options.enter_host)
+    machine = ClusterNode(options.san_rules, _node_name(options), enter_host=options.enter_host)
     if options.prepare_host:
         machine.prepare_host()
     composition = compose_cluster_node(machine)
@@ -179,6 +183,12 @@ def _cluster_node(options: argparse.Namespace) -> int:
         alive=machine.find_change,
         ready=lambda: lack(registered),
     )
+
+
+def _node_name(options: argparse.Namespace) -> str:
+    if not options.node_name:
+        raise Invalid("--san-rules goes with --node-name; say which node this is")
+    return str(options.node_name)
 
 
 def _disable_fork_support() -> None:
@@ -268,9 +278,14 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _guest(options: argparse.Namespace) -> int:
     _disable_fork_support()
+    from aoe_core import san_rules
     from aoe_csi import guest
 
-    here = guest.open_here(configuration.read(options.config))
+    if options.san_rules is not None:
+        settings = san_rules.resolve_here(options.san_rules, _node_name(options))
+    else:
+        settings = configuration.read(options.config)
+    here = guest.open_here(settings, enter_host=options.enter_host)
     return OK if guest.ACTS[options.guest_act](options, here, _say) else ATTENTION
 
 

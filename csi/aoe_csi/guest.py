@@ -35,15 +35,17 @@ class Here:
     disks: GuestDisks
 
 
-def open_here(settings: Settings) -> Here:
-    """Return this machine, made of its real parts. Raises: Invalid when it is not to attach volumes."""
+def open_here(settings: Settings, *, enter_host: bool = False) -> Here:
+    """Return this machine, made of its real parts. `enter_host`: see HostRunner. Raises: Invalid when it is not to
+    attach volumes."""
     from aoe_core.attach.attacher import open_attacher  # noqa: PLC0415 - as in composition.
     from aoe_core.guests.guest_disks import open_guest_disks  # noqa: PLC0415
 
     if not settings.compute:
         raise Invalid("the configuration says `compute = false`, so this machine attaches nothing; set it to true")
-    attacher = open_attacher(settings)
-    return Here(settings=settings, attacher=attacher, disks=open_guest_disks(settings, attacher))
+    attacher = open_attacher(settings, enter_host=enter_host)
+    disks = open_guest_disks(settings, attacher, enter_host=enter_host)
+    return Here(settings=settings, attacher=attacher, disks=disks)
 
 
 def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:

@@ -38,6 +38,8 @@ ANSWER_S = 180.0
 CAPABILITIES_S = 300.0
 """libvirt starts each emulator once to see what it can, and whoever asks first waits for that."""
 DEFINE_S = 180.0
+SEEN_S = 120.0
+"""How soon a guest's kernel shows what libvirt has given it."""
 SECTOR_BYTES = 512
 
 
@@ -195,6 +197,19 @@ class GuestLine(ABC):
             )
         return tuple(seen)
 
+    def find_disk(self, serial: str) -> SeenDisk | None:
+        """Return the disk of a serial, None when the guest's kernel has none."""
+        return next((disk for disk in self.disks() if disk.serial == serial), None)
+
+    def await_disk(self, serial: str, *, size_bytes: int | None = None) -> SeenDisk:
+        """Wait until the guest's kernel has a disk of this serial, and size. Raises: LabError with what it has."""
+        until = time.monotonic() + SEEN_S
+        while (disk := self.find_disk(serial)) is None or size_bytes not in (None, disk.size_bytes):
+            if time.monotonic() > until:
+                raise LabError(f"the guest has {self.disks()}, and no disk {serial} of {size_bytes or 'any'} bytes")
+            time.sleep(1)
+        return disk
+
     def write(self, disk: str, salt: str, block: int) -> bool:
         """Write a block of 4 KiB and have it on stable storage; say whether the guest was told that it is."""
         return self.ask("write", disk, salt, str(block)) == ["written"]
@@ -210,6 +225,14 @@ class GuestLine(ABC):
     def acknowledged(self) -> int:
         """Return the number of the writer's newest block on stable storage, -1 before the first."""
         return int(self.ask("acknowledged")[0])
+
+    def await_acknowledged(self, number: int, timeout_s: float = 300.0) -> None:
+        """Wait until the writer has come so far. Raises: LabError."""
+        until = time.monotonic() + timeout_s
+        while (newest := self.acknowledged()) < number:
+            if time.monotonic() > until:
+                raise LabError(f"the guest's writer is at block {newest}, and was to come to {number}")
+            time.sleep(1)
 
     def stop_writer(self) -> int:
         """End the writer and return the number of its last block."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.pods.claims import Claims
 
+    from aoe_lab.guest import Guest, SeenDisk
+
 LET_GO_S = 300.0
 
 
@@ -44,10 +46,16 @@ class GuestDisks:
         self.claims.await_(f"{type_} {status} of AoEGuestDisk {name}", missing, timeout_s)
         return said["message"]
 
-    def serial(self, name: str) -> str:
-        """Return by what the guest knows an attached disk."""
+    def attached(self, name: str, claim: str, guest: Guest, *, timeout_s: float = 300) -> SeenDisk:
+        """Ask for a claim as a disk of a running guest, and wait until its kernel has it. Raises: LabError."""
+        self.attach(name, claim, guest.name)
+        return self.await_attached(name, guest, timeout_s=timeout_s)
+
+    def await_attached(self, name: str, guest: Guest, *, timeout_s: float = 300) -> SeenDisk:
+        """Wait until a guest's kernel has a disk that was asked for. Raises: LabError."""
+        self.await_said(name, "Attached", "True", timeout_s=timeout_s)
         (entry,) = self.claims.get("aoeguestdisk", name)["status"]["hosts"]
-        return str(entry["grant"]["serial"])
+        return guest.await_disk(entry["grant"]["serial"])
 
     def detach(self, name: str, *, timeout_s: float = LET_GO_S) -> None:
         """Ask for a disk's end and wait for it."""

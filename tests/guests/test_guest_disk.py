@@ -29,17 +29,6 @@ SETTLED_S = 120.0
 ROUNDS = 20
 
 
-def get_seen(guest: Guest, serial: str) -> SeenDisk:
-    """Wait until the guest's kernel has a disk of this serial."""
-    until = time.monotonic() + SETTLED_S
-    while True:
-        found = [disk for disk in guest.disks() if disk.serial == serial]
-        if found:
-            return found[0]
-        assert time.monotonic() < until, f"the guest has {guest.disks()}, and no {serial}"
-        time.sleep(1)
-
-
 def await_(holds: Callable[[], bool], what: str, timeout_s: float = 300.0) -> None:
     until = time.monotonic() + timeout_s
     while not holds():
@@ -60,6 +49,10 @@ def left_over(cluster: Cluster, guest: Guest, serial: str) -> str:
     return " ".join(one.strip() for one in left if one.strip())
 
 
+def await_nothing_left(cluster: Cluster, guest: Guest, disk: SeenDisk) -> None:
+    await_(lambda: left_over(cluster, guest, disk.serial) == "", "nothing to be left")
+
+
 def block_claim(claims: Claims) -> None:
     claims.claim("data", size=SIZE, storage_class="thick", block=True)
 
@@ -70,12 +63,10 @@ def test_a_claim_that_nobody_used_yet_becomes_a_disk_of_a_running_guest(
     """WaitForFirstConsumer: the guest's host is the first consumer."""
     block_claim(claims)
     began = time.monotonic()
-    disks.attach("d", "data", guest.name)
-    assert f"of domain {guest.name}" in disks.await_said("d", "Attached", "True")
-    serial = disks.serial("d")
-    disk = get_seen(guest, serial)
+    disk = disks.attached("d", "data", guest)
     took_s = time.monotonic() - began
     assert (disk.size_bytes, disk.read_only) == (SIZE_BYTES, False)
+    assert f"of domain {guest.name}" in disks.await_said("d", "Attached", "True")
     assert guest.write(disk.name, "first", 3)
     # On the storage machine's own device, past every cache of the hypervisor.
     volume = claims.volume_of("data")
@@ -90,7 +81,7 @@ def test_a_claim_that_nobody_used_yet_becomes_a_disk_of_a_running_guest(
     began = time.monotonic()
     disks.detach("d")
     detached_s = time.monotonic() - began
-    await_(lambda: left_over(cluster, guest, serial) == "", "nothing to be left")
+    await_nothing_left(cluster, guest, disk)
     evidence(
         f"from kubectl apply to the guest's kernel {took_s:.1f} s, with the claim bound for it; detached after "
         f"{detached_s:.1f} s, nothing left"
@@ -102,15 +93,12 @@ def test_rounds_leak_nothing(
 ) -> None:
     block_claim(claims)
     for number in range(ROUNDS):
-        disks.attach(f"d{number}", "data", guest.name)
-        disks.await_said(f"d{number}", "Attached", "True")
-        serial = disks.serial(f"d{number}")
-        disk = get_seen(guest, serial)
+        disk = disks.attached(f"d{number}", "data", guest)
         if number:
             assert guest.holds(disk.name, f"round-{number - 1}", number - 1)
         assert guest.write(disk.name, f"round-{number}", number)
         disks.detach(f"d{number}")
-        await_(lambda serial=serial: left_over(cluster, guest, serial) == "", "nothing to be left")  # type: ignore[misc]
+        await_nothing_left(cluster, guest, disk)
     evidence(f"{ROUNDS} rounds of attach and detach: no device, grant, record, link or XML left")
 
 
@@ -119,17 +107,12 @@ def test_growth_of_the_claim_is_seen_inside_the_guest(
 ) -> None:
     """And again: no kubelet says that the first growth is done."""
     block_claim(claims)
-    disks.attach("d", "data", guest.name)
-    disks.await_said("d", "Attached", "True")
-    disk = get_seen(guest, disks.serial("d"))
+    disk = disks.attached("d", "data", guest)
     for size, size_bytes in GROWN:
         last = size_bytes // 4096 - 1
         assert not guest.write(disk.name, "beyond", last)
         claims.kubectl("patch", "pvc", "data", f'-p={{"spec":{{"resources":{{"requests":{{"storage":"{size}"}}}}}}}}')
-        await_(
-            lambda grown=size_bytes: get_seen(guest, disk.serial).size_bytes == grown,  # type: ignore[misc]
-            f"the guest to see {size}",
-        )
+        guest.await_disk(disk.serial, size_bytes=size_bytes)
         assert guest.write(disk.name, "beyond", last)
         assert guest.holds(disk.name, "beyond", last)
         await_(
@@ -144,16 +127,14 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
 ) -> None:
     block_claim(claims)
-    disks.attach("d", "data", guest.name)
-    disks.await_said("d", "Attached", "True")
-    disk, storage = get_seen(guest, disks.serial("d")), cluster.storage_machines[0]
+    disk, storage = disks.attached("d", "data", guest), cluster.storage_machines[0]
     guest.start_writer(disk.name, "cut")
-    await_(lambda: guest.acknowledged() >= 10, "the writer")
+    guest.await_acknowledged(10)
     storage.power_cut()
     storage.boot()
     storage.wait_ready()
     before = guest.acknowledged()
-    await_(lambda: guest.acknowledged() >= before + 10, "the guest to write on")
+    guest.await_acknowledged(before + 10)
     assert guest.state() == "running"
     last = guest.stop_writer()
     assert guest.wrong(disk.name, "cut", last) == 0
@@ -196,9 +177,7 @@ def test_a_pod_and_a_guest_have_a_claim_one_after_the_other(
     disks.attach("d", "data", guest.name)
     assert "remove the pods that use it" in disks.await_said("d", "Granted", "False")
     claims.delete_pod("first")
-    disks.await_said("d", "Attached", "True")
-    serial = disks.serial("d")
-    assert guest.write(get_seen(guest, serial).name, "guest", 0)
+    assert guest.write(disks.await_attached("d", guest).name, "guest", 0)
     for place in (node, cluster.hypervisors[0].name):
         claims.pod(f"on-{place}", "data", block=True, node=place)
         claims.await_event(f"on-{place}", "delete that AoEGuestDisk")
@@ -221,14 +200,12 @@ def test_roles_killed_while_a_disk_comes_and_goes(
         disks.attach("d", "data", guest.name)
         time.sleep(delay_s)
         killed += kill_roles(cluster)
-        disks.await_said("d", "Attached", "True", timeout_s=600)
-        serial = disks.serial("d")
-        get_seen(guest, serial)
+        disk = disks.await_attached("d", guest, timeout_s=600)
         claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
         time.sleep(delay_s)
         killed += kill_roles(cluster)
         disks.detach("d", timeout_s=600)
-        await_(lambda serial=serial: left_over(cluster, guest, serial) == "", "nothing to be left")  # type: ignore[misc]
+        await_nothing_left(cluster, guest, disk)
     cluster.await_ready()
     evidence(f"{killed} processes of the roles killed while a disk came and went: attached, and gone with nothing left")
 
@@ -245,10 +222,8 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
     cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest
 ) -> None:
     block_claim(claims)
-    disks.attach("d", "data", guest.name)
-    disks.await_said("d", "Attached", "True")
-    serial = disks.serial("d")
-    assert guest.write(get_seen(guest, serial).name, "kept", 0)
+    disk = disks.attached("d", "data", guest)
+    assert guest.write(disk.name, "kept", 0)
     host = cluster.hypervisors[0]
 
     def trouble() -> str:
@@ -260,11 +235,11 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
     claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
     claims.await_("the host to say what it waits for", lambda: None if trouble() else "nothing is said", 600)
     assert "has not let go" in disks.await_said("d", "Released", "False")
-    assert serial in guest.xml()
+    assert disk.serial in guest.xml()
     assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
     host.run(["virsh", "resume", guest.name])
     disks.detach("d")
-    await_(lambda: left_over(cluster, guest, serial) == "", "nothing to be left")
+    await_nothing_left(cluster, guest, disk)
 
 
 def test_a_host_that_loses_power_has_its_guests_back(
@@ -272,10 +247,8 @@ def test_a_host_that_loses_power_has_its_guests_back(
 ) -> None:
     """libvirt comes before our pod does, and starts no guest whose device is missing; the role starts it then."""
     block_claim(claims)
-    disks.attach("d", "data", guest.name)
-    disks.await_said("d", "Attached", "True")
-    serial, host = disks.serial("d"), cluster.hypervisors[0]
-    assert guest.write(get_seen(guest, serial).name, "before", 0)
+    disk, host = disks.attached("d", "data", guest), cluster.hypervisors[0]
+    assert guest.write(disk.name, "before", 0)
     host.run(["virsh", "autostart", guest.name])
     try:
         host.run("sync")
@@ -286,7 +259,7 @@ def test_a_host_that_loses_power_has_its_guests_back(
         shown = ["virsh", "domstate", guest.name]
         await_(lambda: "running" in host.run(shown, check=False, timeout_s=120).stdout, "the guest to be started", 900)
         guest.await_ready()
-        assert guest.holds(get_seen(guest, serial).name, "before", 0)
+        assert guest.holds(guest.await_disk(disk.serial).name, "before", 0)
     finally:
         host.run(["virsh", "autostart", "--disable", guest.name])
     cluster.await_ready()
@@ -297,12 +270,42 @@ def test_pods_of_ours_that_go_take_nothing_from_a_guest(
     cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest
 ) -> None:
     block_claim(claims)
-    disks.attach("d", "data", guest.name)
-    disks.await_said("d", "Attached", "True")
-    serial = disks.serial("d")
+    disk = disks.attached("d", "data", guest)
     pods = cluster.plane.kubectl("delete", "pods", f"--namespace={NAMESPACE}", "--all", "--wait=false", check=False)
     assert pods.code == 0
-    disk = get_seen(guest, serial)
     assert guest.write(disk.name, "meanwhile", 0)
     cluster.await_ready()
-    assert guest.holds(get_seen(guest, serial).name, "meanwhile", 0)
+    assert guest.holds(disk.name, "meanwhile", 0)
+
+
+def test_a_guest_keeps_the_disk_whose_definition_goes_until_it_is_cleared_away(
+    cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
+) -> None:
+    """As docs/runbooks.md has it."""
+    kubectl, definition = cluster.plane.kubectl, "aoeguestdisks.aoe-csi.dev"
+    block_claim(claims)
+    disk, volume = disks.attached("d", "data", guest), claims.volume_of("data")
+    kubectl("delete", "crd", definition, "--timeout=300s", timeout_s=330)
+    assert guest.write(disk.name, "kept", 0)
+    assert kubectl("get", "aoevolume", volume, "-ojsonpath={.status.grants[*].node}").stdout == guest.machine.name
+
+    component = "-lapp.kubernetes.io/component=guests"
+    pod = kubectl("get", "pods", f"-n{NAMESPACE}", component, "-oname").stdout.strip()
+    on_host = ("exec", f"-n{NAMESPACE}", pod, "--", "aoe-csi", "guest")
+    here = ("--san-rules", "/etc/aoe-csi-node/sans.toml", "--node-name", guest.machine.name, "--enter-host")
+    assert volume in kubectl(*on_host, "list", *here).stdout
+    kubectl(*on_host, "detach", guest.name, volume, "--orphan", *here, timeout_s=300)
+    tickets = '[{"op": "replace", "path": "/spec/tickets", "value": []}]'
+    kubectl("patch", "aoevolume", volume, "--type=json", f"-p={tickets}")
+    claims.kubectl(
+        "patch", "pvc", "data", "--type=merge", '-p={"metadata":{"finalizers":["kubernetes.io/pvc-protection"]}}'
+    )
+    await_nothing_left(cluster, guest, disk)
+
+    cluster.install()
+    kubectl("wait", "--for=condition=Established", f"crd/{definition}", "--timeout=60s", timeout_s=90)
+    again = disks.attached("d", "data", guest)
+    assert guest.holds(again.name, "kept", 0)
+    evidence(
+        "the definition of guests' disks removed under a running guest: it kept its disk until that was cleared away"
+    )

@@ -12,7 +12,7 @@ from aoe_lab.guest import Guest, prepare_machine
 from aoe_lab.lab import default_name
 from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
 
-from .test_guests import STORAGE_SOCKET, await_, command, get_seen, listed, serial_of
+from .test_guests import STORAGE_SOCKET, await_, command, listed, serial_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,9 +90,9 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
 ) -> None:
     source, target = hosts
     command(source, "attach", guest.name, volume.volume_id, "--shared")
-    disk = get_seen(guest, serial_of(volume))
+    disk = guest.await_disk(serial_of(volume))
     guest.start_writer(disk.name, "moved")
-    await_(lambda: guest.acknowledged() >= 5, "the guest does not write")
+    guest.await_acknowledged(5)
 
     # Half-way, and back.
     prepare(guest, target, volume)
@@ -106,7 +106,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     await_(lambda: "g1" not in target.run(["virsh", "list", "--all", "--name"]).stdout, "it is still on its way")
     moving.stop()
     assert guest.state() == "running"
-    await_(lambda: guest.acknowledged() >= half_way + 5, "the guest does not write on")
+    guest.await_acknowledged(half_way + 5)
     command(target, "detach", guest.name, volume.volume_id)
     assert listed(target) == []
     assert target.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout == ""
@@ -117,7 +117,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     migrate(guest, target)
     took_s = time.monotonic() - began
     moved = Guest(machine=target, name=guest.name)
-    await_(lambda: moved.acknowledged() >= before + 5, "the guest does not write where it is now")
+    moved.await_acknowledged(before + 5)
     command(target, "attach", moved.name, volume.volume_id, "--shared")
     command(source, "detach", guest.name, volume.volume_id)
     assert listed(source) == []

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from aoe_lab import Finished, Machine
     from aoe_lab.evidence import Evidence
-    from aoe_lab.guest import SeenDisk
 
 HYPERVISOR = "hypervisor1"
 STORAGE_SOCKET = "/run/storage1.sock"
@@ -109,19 +108,6 @@ def listed(host: Machine) -> list[dict[str, str]]:
     return rows
 
 
-def seen(guest: Guest, serial: str) -> SeenDisk | None:
-    return next((disk for disk in guest.disks() if disk.serial == serial), None)
-
-
-def get_seen(guest: Guest, serial: str) -> SeenDisk:
-    """Wait until the guest's kernel has a disk of this serial."""
-    until = time.monotonic() + SETTLED_S
-    while (disk := seen(guest, serial)) is None:
-        assert time.monotonic() < until, f"the guest has {guest.disks()}, and no {serial}"
-        time.sleep(1)
-    return disk
-
-
 def serial_of(volume: Workload) -> str:
     return model.serial_of(VolumeId(volume.volume_id))
 
@@ -129,7 +115,7 @@ def serial_of(volume: Workload) -> str:
 def assert_nothing_left(cluster: Standalone, host: Machine, guest: Guest, volume: Workload) -> None:
     """Prove that a detach left no device, no grant, no record, no link and no XML."""
     serial = serial_of(volume)
-    assert seen(guest, serial) is None
+    assert guest.find_disk(serial) is None
     assert serial not in guest.xml()
     assert serial not in guest.xml(inactive=True)
     for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged"):
@@ -152,7 +138,7 @@ def test_a_running_guest_gets_a_volume_writes_and_gives_it_back(
     began = time.monotonic()
     said = command(host, "attach", guest.name, one.volume_id).stdout
     assert f"is disk vdb of domain {guest.name}" in said
-    disk = get_seen(guest, serial_of(one))
+    disk = guest.await_disk(serial_of(one))
     took_s = time.monotonic() - began
     assert (disk.size_bytes, disk.read_only) == (SIZE_BYTES, False)
     assert guest.write(disk.name, "first", 3)
@@ -177,10 +163,10 @@ def test_what_a_guest_wrote_is_there_when_it_has_the_volume_again(
 ) -> None:
     one = volume()
     command(host, "attach", guest.name, one.volume_id)
-    assert guest.write(get_seen(guest, serial_of(one)).name, "kept", 7)
+    assert guest.write(guest.await_disk(serial_of(one)).name, "kept", 7)
     command(host, "detach", guest.name, one.volume_id)
     command(host, "attach", guest.name, one.volume_id)
-    disk = get_seen(guest, serial_of(one))
+    disk = guest.await_disk(serial_of(one))
     assert guest.holds(disk.name, "kept", 7)
     assert not guest.holds(disk.name, "kept", 8), "the guest cannot tell one block from another"
 
@@ -190,7 +176,7 @@ def test_a_read_only_disk_is_one_for_the_guest_s_kernel(
 ) -> None:
     one = volume()
     command(host, "attach", guest.name, one.volume_id, "--read-only")
-    disk = get_seen(guest, serial_of(one))
+    disk = guest.await_disk(serial_of(one))
     assert disk.read_only
     assert not guest.write(disk.name, "refused", 0)
 
@@ -201,7 +187,7 @@ def test_five_rounds_leak_nothing(
     one = volume()
     for _ in range(5):
         command(host, "attach", guest.name, one.volume_id)
-        get_seen(guest, serial_of(one))
+        guest.await_disk(serial_of(one))
         command(host, "detach", guest.name, one.volume_id)
         assert_nothing_left(cluster, host, guest, one)
     # The node server's rounds take locks as well.
@@ -214,14 +200,11 @@ def test_growth_is_seen_inside_the_guest(
 ) -> None:
     one = volume()
     command(host, "attach", guest.name, one.volume_id)
-    disk = get_seen(guest, serial_of(one))
+    disk = guest.await_disk(serial_of(one))
     last = GROWN_BYTES // 4096 - 1
     assert not guest.write(disk.name, "beyond", last)
     command(host, "resize", guest.name, one.volume_id, str(GROWN_BYTES))
-    until = time.monotonic() + SETTLED_S
-    while get_seen(guest, serial_of(one)).size_bytes != GROWN_BYTES:
-        assert time.monotonic() < until
-        time.sleep(1)
+    guest.await_disk(serial_of(one), size_bytes=GROWN_BYTES)
     assert guest.write(disk.name, "beyond", last)
     assert guest.holds(disk.name, "beyond", last)
     evidence(f"grown from {SIZE_BYTES} to {GROWN_BYTES} bytes under a running guest, which wrote the new end")
@@ -232,9 +215,9 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
 ) -> None:
     one, storage = volume(), cluster.storage["storage1"]
     command(host, "attach", guest.name, one.volume_id)
-    disk = get_seen(guest, serial_of(one))
+    disk = guest.await_disk(serial_of(one))
     guest.start_writer(disk.name, "cut")
-    await_(lambda: guest.acknowledged() >= 10)
+    guest.await_acknowledged(10)
     storage.machine.power_cut()
     time.sleep(5)
     before = guest.acknowledged()
@@ -243,7 +226,7 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     storage.machine.boot()
     storage.machine.wait_ready()
     storage.connect()
-    await_(lambda: guest.acknowledged() >= before + 10)
+    guest.await_acknowledged(before + 10)
     assert guest.state() == "running"
     last = guest.stop_writer()
     assert guest.wrong(disk.name, "cut", last) == 0
@@ -291,7 +274,7 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
 ) -> None:
     one = volume()
     command(host, "attach", guest.name, one.volume_id)
-    assert guest.write(get_seen(guest, serial_of(one)).name, "kept", 0)
+    assert guest.write(guest.await_disk(serial_of(one)).name, "kept", 0)
     host.run(["virsh", "suspend", guest.name])
     refused = command(host, "detach", guest.name, one.volume_id, "--wait", "25", check=False)
     assert refused.code == 2
@@ -309,7 +292,7 @@ def test_a_host_that_loses_power_has_its_devices_back_before_its_guests_start(
     """Control: without the unit's device libvirt does not start the guest."""
     one = volume()
     command(host, "attach", guest.name, one.volume_id)
-    assert guest.write(get_seen(guest, serial_of(one)).name, "before", 0)
+    assert guest.write(guest.await_disk(serial_of(one)).name, "before", 0)
     host.run(["virsh", "autostart", guest.name])
     try:
         host.run("sync; systemctl disable -q aoe-csi-guests.service; sync")
@@ -318,7 +301,7 @@ def test_a_host_that_loses_power_has_its_devices_back_before_its_guests_start(
         host.run("systemctl enable -q aoe-csi-guests.service; sync")
         _cut_and_boot(cluster, host)
         guest.await_ready()
-        disk = get_seen(guest, serial_of(one))
+        disk = guest.await_disk(serial_of(one))
         assert guest.holds(disk.name, "before", 0)
     finally:
         host.run(["virsh", "autostart", "--disable", guest.name])

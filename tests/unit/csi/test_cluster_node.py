@@ -112,10 +112,10 @@ def test_changed_rules_have_it_started_anew(started: Started) -> None:
     assert "starting anew takes them up" in said
 
 
-def test_rules_need_a_node_name(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("node", "--san-rules", str(tmp_path / "rules")), capture_output=True, text=True, timeout=60, check=False
-    )
+@pytest.mark.parametrize("words", [("node",), ("guest", "list")])
+def test_rules_need_a_node_name(tmp_path: Path, words: tuple[str, ...]) -> None:
+    argv = command(*words, "--san-rules", str(tmp_path / "rules"))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "--node-name" in done.stderr
 
