@@ -18,6 +18,7 @@ import msgspec
 
 from aoe_core import settings as configuration
 from aoe_core.errors import AoECsiError, Invalid
+from aoe_core.host import memory
 from aoe_csi import __version__, logs
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def _add_kubelet(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
+    memory.forgo_huge_pages()
     logs.start(options.log_format, options.log_level)
     act: Callable[[argparse.Namespace], int] = options.act
     try:

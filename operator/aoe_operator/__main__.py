@@ -18,6 +18,7 @@ from pathlib import Path
 from aoe_core import preparation
 from aoe_core.attach.records import open_staged_check
 from aoe_core.errors import AoECsiError, Invalid
+from aoe_core.host import memory
 from aoe_core.host.files import DurableFiles
 from aoe_core.host.process_lock import engine_lock
 from aoe_core.host.runner import HostRunner
@@ -93,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
+    memory.forgo_huge_pages()
     handlers.start_logs(as_json=options.log_format == "json", debug=options.debug)
     if options.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(options.kubeconfig)  # kopf's own client looks there.
