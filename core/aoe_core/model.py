@@ -372,6 +372,8 @@ class Grant:
     macs: tuple[Mac, ...]
     address: Address | None
     granted_s: int
+    half_revoked: bool = False
+    """Its revocation has begun and not ended: nobody is to be promised it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,8 +382,8 @@ class VolumeStatus:
 
     volume: Volume
     grants: tuple[Grant, ...]
-    guests: frozenset[NodeName] = frozenset()
-    """The nodes that hold it for a guest, which no kubelet sees to."""
+    guest_nodes: frozenset[NodeName] = frozenset()
+    """In a cluster, the nodes that hold it for a guest, which no kubelet sees to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -285,6 +285,8 @@ def _guest(options: argparse.Namespace) -> int:
 
     if options.san_rules is not None:
         settings = san_rules.resolve_here(options.san_rules, _node_name(options))
+    elif options.node_name or options.enter_host:
+        raise Invalid("--node-name and --enter-host go with --san-rules; name the cluster's rules, or leave them out")
     else:
         settings = configuration.read(options.config)
     here = guest.open_here(settings, enter_host=options.enter_host)

@@ -184,7 +184,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         """Whether a kubelet has the volume. Where none has, nobody would call NodeExpandVolume, and a growth that waits
         for it holds up the next one: a guest is told by other means, and who attaches a device reads its size."""
         status = self._provisioner.get_volume(volume_id)
-        return any(grant.node not in status.guests for grant in status.grants)
+        return any(grant.node not in status.guest_nodes for grant in status.grants)
 
     def GetCapacity(self, request: csi.GetCapacityRequest, context: grpc.ServicerContext) -> csi.GetCapacityResponse:
         """Return what can still be made with these parameters in reach of these nodes."""

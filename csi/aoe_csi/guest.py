@@ -85,7 +85,10 @@ def detach(options: argparse.Namespace, here: Here, say: Say) -> bool:
     if options.orphan:
         here.disks.require_orphan(volume_id)
         here.disks.detach(options.domain, volume_id, wait_s=options.wait, tell=say)
-        say(f"volume {volume_id} is detached from domain {options.domain}; the cluster knows nothing of it")
+        say(
+            f"volume {volume_id} is detached from domain {options.domain}; what the cluster may still hold for it, "
+            "ticket and claim, is cleared away by hand: docs/runbooks.md"
+        )
         return True
     with closing(StorageMachine(options.controller)) as storage:
 

@@ -15,7 +15,6 @@ and host are written down before anything is done with them: what there may be t
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -186,7 +185,8 @@ class GuestGrants:
         except AoECsiError as error:
             if self._has_ended(disk):
                 # Another copy of this role came to the end, and did not take back what came after that.
-                self._take_back(disk)
+                if not self._disks.is_definition_going():
+                    self._take_back(disk)
                 return None
             if isinstance(error, Busy):
                 return SOON_S
@@ -313,10 +313,10 @@ class GuestGrants:
     def _end(self, disk: AoEGuestDisk) -> float | None:
         if GRANT_FINALIZER not in disk.metadata.finalizers:
             return None
-        if self._disks.is_definition_going():
-            self._give_up(disk)
-            return None
         try:
+            if self._disks.is_definition_going():
+                self._give_up(disk)
+                return None
             for host in _hosts_of(disk):
                 self._require_let_go(disk, host)
             self._take_back(disk)
@@ -325,23 +325,22 @@ class GuestGrants:
         except AoECsiError as error:
             self._teller.refuses(disk, "Released", error)
             return SOON_S
-        kept = (one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
-        self._disks.put_finalizers(disk, tuple(kept))
+        self._disks.put_finalizers(disk, _without_ours(disk))
         return None
 
     def let_go(self) -> None:
-        """Give up disks that go with their definition; tickets and claims stay as they are, since guests have them.
-        kopf serves no kind whose definition is going. Raises: Unreachable, Busy."""
+        """Give up disks that go with their definition. kopf serves no kind whose definition is going. Raises:
+        Unreachable."""
         if not self._disks.is_definition_going():
             return
-        with suppress(NotFound):  # The definition is gone meanwhile.
-            for disk in self._disks.list():
-                if is_going(disk) and GRANT_FINALIZER in disk.metadata.finalizers:
-                    self._give_up(disk)
+        for disk in filter(is_going, self._disks.list()):
+            namespace, name = disk.metadata.namespace, disk.metadata.name
+            attempt(partial(self.reconcile, namespace, name), f"giving up {namespace}/{name}")
 
     def _give_up(self, disk: AoEGuestDisk) -> None:
-        log.warning("its definition is going; ticket and claim stay", extra={"guest_disk": key_of(disk)})
-        self._disks.put_finalizers(disk, tuple(one for one in disk.metadata.finalizers if one != GRANT_FINALIZER))
+        """Take off the finalizers of both roles, and nothing else: the guest has the disk, so ticket and claim stay."""
+        log.warning("its definition is going; its guest keeps the disk", extra={"guest_disk": key_of(disk)})
+        self._disks.put_finalizers(disk, _without_ours(disk))
 
     def _require_let_go(self, disk: AoEGuestDisk, host: str) -> None:
         """Check that a host has let go, or that a person has given it up. Raises: Unfinished."""
@@ -405,6 +404,11 @@ def _require_many(admitted: _Admitted) -> None:
 def _hosts_of(disk: AoEGuestDisk) -> tuple[str, ...]:
     """Return the hosts that may have something of a disk."""
     return tuple(sorted({*wanted_hosts(disk), *(one.host for one in disk.status.hosts)}))
+
+
+def _without_ours(disk: AoEGuestDisk) -> tuple[str, ...]:
+    """Return a disk's finalizers but those of this role and of the hosts."""
+    return tuple(one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
 
 
 def _reads(disk: AoEGuestDisk) -> bool:

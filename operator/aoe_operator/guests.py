@@ -8,7 +8,6 @@ and touches no domain; one that a guest has left lets go of what is its own.
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from msgspec.structs import replace
@@ -127,20 +126,6 @@ class GuestsRole:
             if self._host in wanted_hosts(disk) or self._finalizer in disk.metadata.finalizers
         }
         return tuple(one for one in self._disks.records() if one.origin.is_resource and one.origin not in known)
-
-    def let_go(self) -> None:
-        """Give up disks that go with their definition, and take them from no guest. kopf serves no kind whose
-        definition is going. Raises: Unreachable, Busy."""
-        if not self._store.is_definition_going():
-            return
-        with suppress(NotFound):  # The definition is gone meanwhile.
-            for disk in self._store.list():
-                if is_going(disk) and self._finalizer in disk.metadata.finalizers:
-                    self._give_up(disk)
-
-    def _give_up(self, disk: AoEGuestDisk) -> None:
-        log.warning("its definition is going; the guest keeps the disk", extra={"guest_disk": key_of(disk)})
-        self._take_finalizer_off(disk)
 
     # --- attach -------------------------------------------------------------------------------------------------
 
@@ -308,21 +293,18 @@ class GuestsRole:
         """Let go of a disk, and take this host's finalizer off."""
         if self._finalizer not in disk.metadata.finalizers:
             return None
-        if is_going(disk) and self._store.is_definition_going():
-            self._give_up(disk)
-            return None
         try:
+            if is_going(disk) and self._store.is_definition_going():
+                return None  # Nobody has asked for this disk's end; the cluster role lets go of all there are.
             act(disk)
         except Busy:
             return SOON_S
         except AoECsiError as error:
             self._note(disk, trouble=str(error))
             return again_s(error)
-        self._take_finalizer_off(disk)
+        kept = tuple(one for one in disk.metadata.finalizers if one != self._finalizer)
+        self._store.put_finalizers(disk, kept)
         return None
-
-    def _take_finalizer_off(self, disk: AoEGuestDisk) -> None:
-        self._store.put_finalizers(disk, tuple(one for one in disk.metadata.finalizers if one != self._finalizer))
 
     def _detach(self, disk: AoEGuestDisk) -> None:
         """Detach all that is here for this disk: what its record says, and not its status, which may have been put back

@@ -84,7 +84,6 @@ class GuestsProcess:
 
     def sweep(self) -> None:
         """Mend what libvirt shows otherwise than it was left, and tell of what nobody speaks of."""
-        self._role.let_go()
         for namespace, name in self._role.find_drifted():
             log.warning("a guest's disk is not as it was", extra={"guest_disk": f"{namespace}/{name}"})
             attempt(partial(self._role.reconcile, namespace, name), f"reconcile {namespace}/{name}")

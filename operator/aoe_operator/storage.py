@@ -88,9 +88,16 @@ def _again_s(error: AoECsiError) -> float:
 
 
 def _answers(grant: Grant, ticket: Ticket) -> bool:
-    """Whether a grant gives its node what a ticket asks for; if not, it was for another ticket of the node."""
+    """Whether a grant gives its node what a ticket asks for; if not, it was for another ticket of the node. One that
+    is half revoked gives nothing, also when a ticket came since that it would answer."""
+    if grant.half_revoked:
+        return False
     asked = (ticket.mode, ticket.writable and ticket.mode.writes, ticket.block)
     return grant.node == ticket.node and (grant.mode, grant.writable, grant.block) == asked
+
+
+def _refusal(ticket: Ticket, error: AoECsiError) -> Refusal:
+    return Refusal(node=ticket.node, node_id=ticket.node_id, reason=type(error).__name__, message=str(error)[:1024])
 
 
 def _keys(grants: Iterable[Grant]) -> frozenset[_Key]:
@@ -286,7 +293,9 @@ class StorageRole:
             return _LATER_S
         if was_told:
             kept = tuple(one for one in volume.status.conditions if one.type != "Current")
-            self._store.update_status(replace(volume, status=replace(volume.status, conditions=kept)))
+            # What else it says is of the past until it was looked at: nobody may take it for an answer.
+            status = replace(volume.status, conditions=kept, observed_generation=0)
+            self._store.update_status(replace(volume, status=status))
             return _SOON_S
         return None
 
@@ -401,11 +410,7 @@ class StorageRole:
         """Revoke what no ticket asks for, and count no grant as in force that is not."""
         volume_id, tickets = VolumeId(volume.metadata.name), volume.spec.tickets
         in_force = self._engine.list_grants(volume_id)
-        # Also when a ticket came since that it would answer: its node would be promised what may serve no more.
-        begun = self._engine.list_half_revoked(volume_id) if in_force else ()
-        unwanted = [
-            grant for grant in in_force if grant in begun or not any(_answers(grant, ticket) for ticket in tickets)
-        ]
+        unwanted = [grant for grant in in_force if not any(_answers(grant, ticket) for ticket in tickets)]
         self._revoke(volume, work, {grant.node: grant for grant in unwanted})
         left = {grant.node: grant for grant in self._engine.list_grants(volume_id)} if in_force else {}
         told = [one for one in volume.status.grants if one.node in left]
@@ -415,6 +420,13 @@ class StorageRole:
         untold = [grant for grant in unwanted if grant.node in left and grant.node not in known]
         size = volume.status.size or volume.spec.size
         self._tell_grants(work, [*told, *(conversion.held_of(grant, size) for grant in untold)])
+        # Whether LVM answers or not: who waits for one of these must not take what is still told of for his.
+        refusals = [
+            _refusal(ticket, Busy(f"the former grant of node {ticket.node} is still being revoked"))
+            for ticket in tickets
+            if any(grant.node == ticket.node and grant.half_revoked for grant in left.values())
+        ]
+        work.status = replace(work.status, refusals=tuple(refusals))
 
     @staticmethod
     def _tell_grants(work: _Round, grants: Sequence[GrantStatus]) -> None:
@@ -425,7 +437,6 @@ class StorageRole:
         """Grant what tickets ask for."""
         volume_id = VolumeId(volume.metadata.name)
         in_force = {grant.node: grant for grant in self._engine.list_grants(volume_id)}
-        begun = self._engine.list_half_revoked(volume_id) if in_force else ()
         wanted = {ticket.node: ticket for ticket in volume.spec.tickets}
         grants = [one for one in work.status.grants if one.node not in wanted]
         refusals: list[Refusal] = []
@@ -435,7 +446,6 @@ class StorageRole:
             grant = in_force.get(NodeName(ticket.node))
             # Not by the node alone: after a restored etcd the status may tell of a former grant of the same node.
             stands = grant is not None and grant.node_id == ticket.node_id and _answers(grant, ticket)
-            stands = stands and grant not in begun
             if told is not None and grant is not None and stands and _told_keys((told,)) == _keys((grant,)):
                 grants.append(told)
                 continue
@@ -448,11 +458,7 @@ class StorageRole:
                     grants.append(standing)
                 work.postpone(error)
                 refused = error
-                refusals.append(
-                    Refusal(
-                        node=ticket.node, node_id=ticket.node_id, reason=type(error).__name__, message=str(error)[:1024]
-                    )
-                )
+                refusals.append(_refusal(ticket, error))
         self._tell_grants(work, grants)
         work.status = replace(work.status, refusals=tuple(refusals))
         if refused is not None:

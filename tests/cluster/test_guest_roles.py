@@ -6,7 +6,6 @@ What the roles do when they are killed is swept in tests/simulated. Here it is s
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from tests.simulated.cluster import COMPUTE_NODES
 from tests.simulated.guest_disk_cluster import GuestDiskCluster, TicketGrants
 from tests.simulated.test_guests import VOLUME, spec
 
-from aoe_core.errors import Busy
 from aoe_core.fakes.hypervisor import Unplug
 from aoe_core.model import NodeName, VolumeId
 from aoe_core.resources.guest_access import AccessRule, AccessRules
@@ -287,11 +285,12 @@ def test_no_guest_loses_a_disk_whose_definition_goes(roles: Roles) -> None:
     deadline = time.monotonic() + LIMIT_S
     while roles.plane.kubectl("get", "crd", "aoeguestdisks.aoe-csi.dev", check=False).code == 0:
         assert time.monotonic() < deadline, "the definition never went"
-        with roles.guard, suppress(Busy):  # As the processes do now and then.
-            roles.hosts[NODE].let_go()
+        with roles.guard:  # As the process does now and then.
             roles.grants.let_go()
         time.sleep(0.5)
     with roles.guard:
+        (orphan,) = roles.hosts[NODE].find_orphans()
+        assert roles.hosts[NODE].find_drifted() == ()
         assert roles.machines.target(NODE)
         assert roles.machines.held(VOLUME)
         assert roles.machines.api.tickets
@@ -299,7 +298,6 @@ def test_no_guest_loses_a_disk_whose_definition_goes(roles: Roles) -> None:
 
     define(roles.plane, NAMESPACE)
     with roles.guard:
-        (orphan,) = roles.hosts[NODE].find_orphans()
         roles.machines.disks[NODE].detach(orphan.domain_uuid, orphan.volume_id, wait_s=10)
         for volume_id, node in tuple(roles.machines.api.tickets):
             del roles.machines.api.tickets[volume_id, node]

@@ -287,12 +287,12 @@ def test_a_guest_and_pods_have_a_volume_one_after_the_other(
     provisioner.expand_volume(V, 128 * MIB)
     assert provisioner.device_bytes(V) == 128 * MIB
     assert provisioner.publish(V, first, WRITER, **as_guest).size_bytes == 128 * MIB
-    assert provisioner.get_volume(V).guests == {first.name}
+    assert provisioner.get_volume(V).guest_nodes == {first.name}
 
     provisioner.unpublish(V, first.name, guest="shop/data/1")
     assert machines.engine.get_volume(V).grants == ()
     provisioner.publish(V, first, WRITER, read_only=False, block=True)
-    assert provisioner.get_volume(V).guests == frozenset()
+    assert provisioner.get_volume(V).guest_nodes == frozenset()
     with pytest.raises(InUse, match="remove the pods that use it there first"):
         provisioner.publish(V, first, WRITER, **as_guest)
     provisioner.unpublish(V, first.name, guest="shop/data/1")
@@ -540,8 +540,16 @@ def test_another_ticket_of_the_same_node_gets_a_grant_of_its_own(
     assert grant.writable
 
 
+def _hangs(*_: object) -> None:
+    raise Unfinished("LVM does not answer; a test")
+
+
 def test_a_grant_on_its_way_out_is_no_answer_to_the_next_ticket(
-    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+    provisioner: ClusterProvisioner,
+    store: KubernetesStore,
+    machines: Machines,
+    roles: Roles,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Taken back and asked for anew with the same rights, before the storage node has seen, or ended, the first."""
     node, hurried = machines.identity(COMPUTE_NODES[0]), ClusterProvisioner(store, patience_s=2)
@@ -564,13 +572,20 @@ def test_a_grant_on_its_way_out_is_no_answer_to_the_next_ticket(
     for _ in range(2):
         with pytest.raises(Unfinished):
             hurried.publish(V, node, WRITER, read_only=False, block=True)
+    # LVM is away, too: the next ticket is not answered with what could not be revoked either.
+    with monkeypatch.context() as lvm:
+        lvm.setattr(machines.engine, "get_volume", _hangs)
+        with pytest.raises(Unfinished):
+            hurried.unpublish(V, node.name)
+        with pytest.raises(Unfinished, match="still being revoked"):
+            ClusterProvisioner(store, patience_s=20).publish(V, node, WRITER, read_only=False, block=True)
     exports.release(before)
     assert provisioner.publish(V, node, WRITER, read_only=False, block=True).address != before
-    assert machines.engine.list_half_revoked(V) == ()
+    assert [grant.half_revoked for grant in machines.engine.list_grants(V)] == [False]
 
 
 def test_what_is_held_back_is_granted_to_nobody_and_says_why(
-    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles, tmp_path: Path
 ) -> None:
     """What a restored status tells of may be revoked since."""
     node = machines.identity(COMPUTE_NODES[0])
@@ -588,8 +603,23 @@ def test_what_is_held_back_is_granted_to_nobody_and_says_why(
 
     beside_kopf(hold_back)
     with pytest.raises(Unfinished, match="it is of the past"):
-        ClusterProvisioner(store, patience_s=1).publish(V, node, WRITER, read_only=False, block=True)
+        provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    hurried = ClusterProvisioner(store, patience_s=1)
+    with pytest.raises(Unfinished, match="it is of the past"):
+        hurried.unpublish(V, machines.identity(COMPUTE_NODES[1]).name)
+    # Followed: until it was looked at, what the status says is of the past all the same.
+    seen = store.get(AoEVolume, V)
+    role = StorageRole(
+        "storage1", machines.engine, store, _Deaf(), seen=Seen(DurableFiles(tmp_path / "afresh")), now_s=lambda: 1
+    )
+    assert role.reconcile_volume(V) is not None
+    assert store.get(AoEVolume, V).status.observed_generation == 0
+    with pytest.raises(Unfinished, match="is being exported"):
+        hurried.publish(V, node, WRITER, read_only=False, block=True)
     roles.storage.paused.clear()
+    beside_kopf(lambda: roles.storage.reconcile_volume(V))
+    address = provisioner.publish(V, node, WRITER, read_only=False, block=True).address
+    assert [str(address)] == [grant.address for grant in seen.status.grants]
 
 
 def test_whoever_waits_for_a_person_hears_of_a_new_wish_at_once(

@@ -483,7 +483,6 @@ def test_no_guest_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster,
     if served:
         attached.reconcile()
     else:
-        attached.role(NODE).let_go()
         attached.grants.let_go()
     assert attached.api.disks == {}
     assert attached.target(NODE) == "vdb"
@@ -496,7 +495,6 @@ def test_no_guest_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster,
 
 def test_a_disk_stays_that_is_not_to_go_while_its_definition_is_put_back(attached: GuestDiskCluster) -> None:
     attached.api.definition_going = True
-    attached.role(NODE).let_go()
     attached.grants.let_go()
     attached.api.definition_going = False
     attached.sweep()

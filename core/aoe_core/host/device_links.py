@@ -66,7 +66,8 @@ class HostDeviceLinks:
             raise CommandFailed(f"link {path} cannot be removed ({error.strerror}); look at /run") from error
 
     def find_device(self, path: str) -> str | None:
-        """Return `major:minor` of the block device that a path of the host leads to."""
+        """Return `major:minor` of the block device that a path of the host leads to. In a container, links on the way
+        that begin at the root lead to our own, which has the host's /dev and /run."""
         on_host = str(self._host_root / path.lstrip("/")) if path else path
         try:
             return self._calls.run(f"looking at {path}", lambda: _device_number(on_host), timeout_s=_LOOK_LIMIT_S)

@@ -127,6 +127,7 @@ class ExportFile:
             macs=self.macs,
             address=self.address,
             granted_s=self.granted_s,
+            half_revoked=self.state is ExportState.REVOKING,
         )
 
     def text(self) -> str:

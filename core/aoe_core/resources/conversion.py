@@ -97,7 +97,7 @@ def status_of(made: AoEVolume) -> VolumeStatus:
     return VolumeStatus(
         volume=volume_of(made),
         grants=tuple(_grant_of(volume_id, granted) for granted in made.status.grants),
-        guests=frozenset(NodeName(ticket.node) for ticket in made.spec.tickets if ticket.guest is not None),
+        guest_nodes=frozenset(NodeName(ticket.node) for ticket in made.spec.tickets if ticket.guest is not None),
     )
 
 

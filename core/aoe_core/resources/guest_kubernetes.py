@@ -15,7 +15,7 @@ from lightkube.generic_resource import create_global_resource, create_namespaced
 from lightkube.resources.apiextensions_v1 import CustomResourceDefinition
 from lightkube.types import PatchType
 
-from aoe_core.errors import Conflict, Invalid, NotFound
+from aoe_core.errors import Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP, VERSION
@@ -33,6 +33,7 @@ _WHOLE = msgspec.json.Decoder(AoEGuestDisk)
 """Never used: made before there are threads, see `first_use`."""
 first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS, _PROFILE, CustomResourceDefinition)
 _EVERY_NAMESPACE = "*"
+_DEFINITION = f"aoeguestdisks.{GROUP}"
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 """The annotation by which the scheduler says for which node a claim is to be provisioned (pkg/scheduler/framework/
@@ -68,9 +69,16 @@ class KubernetesGuestDisks(_Client):
         return None if found is None else _read(found)
 
     def list(self) -> tuple[AoEGuestDisk, ...]:
-        """Return every guest's disk, ordered by namespace and name. Raises: Unreachable."""
-        with translated(AoEGuestDisk, ""):
-            found = [_read(one) for one in self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=500)]
+        """Return every guest's disk, ordered by namespace and name; none when their definition is gone. Raises:
+        Unreachable."""
+        try:
+            with translated(AoEGuestDisk, ""):
+                found = [_read(one) for one in self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=500)]
+        except Unreachable:
+            # An API server that has begun a moment ago does not know its kinds yet, and answers just so.
+            if _find(self._client, CustomResourceDefinition, _DEFINITION) is not None:
+                raise
+            return ()
         return tuple(sorted(found, key=lambda one: (one.metadata.namespace, one.metadata.name)))
 
     def update_status(self, disk: AoEGuestDisk) -> AoEGuestDisk:
@@ -104,16 +112,15 @@ class KubernetesGuestDisks(_Client):
 
     def is_definition_going(self) -> bool:
         """Say whether the definition of guests' disks is being removed, or gone. Raises: Unreachable."""
-        return is_definition_going(self._client, f"aoeguestdisks.{GROUP}")
+        return is_definition_going(self._client, _DEFINITION)
 
     def revision(self) -> int:
-        """Return the API server's revision, which grows with every change of anything. Raises: Unreachable, NotFound
-        when the definition is gone."""
-        with translated(AoEGuestDisk, ""):
-            # The first page tells of it, however many there are.
-            disks = self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=1)
-            next(iter(disks), None)
-        return int(disks.resourceVersion)
+        """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
+        with translated(CustomResourceDefinition, ""):
+            # The first page tells of it; and unlike guests' disks, definitions are always there.
+            listed = self._client.list(CustomResourceDefinition, chunk_size=1)
+            next(iter(listed), None)
+        return int(listed.resourceVersion)
 
 
 class KubernetesClaims(_Client):

@@ -35,7 +35,7 @@ from aoe_core.resources.fields import ObjectMeta, parse_quantity, quantity
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotSpec
 from aoe_core.resources.store import Answer, Store
-from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, Ticket
+from aoe_core.resources.volume import AoEVolume, AoEVolumeSpec, Refusal, Ticket
 
 NODES_AGE_S = 5.0
 """How old the look at the storage nodes may be by which `pools`, `sans` and `capacity` answer, and a node is chosen.
@@ -270,18 +270,28 @@ class ClusterProvisioner:
 
         generation = volume.metadata.generation
 
+        def find_refusal(seen: AoEVolume) -> Refusal | None:
+            asked = (node.name, str(node))
+            return next((one for one in seen.status.refusals if (one.node, one.node_id) == asked), None)
+
+        def how_far(seen: AoEVolume) -> str:
+            refused = find_refusal(seen)
+            return refused.message if refused is not None else f"volume {volume_id} is being exported"
+
         def granted(seen: AoEVolume | None) -> Attachment | None:
             if seen is None or not any((one.node, one.guest) == (node.name, guest) for one in seen.spec.tickets):
                 raise Busy(f"volume {volume_id} was taken from node {node.name} meanwhile; ask again")
-            if seen.status.observed_generation < generation or _held_back(seen):
+            if (why := _held_back(seen)) is not None:
+                # What a restored status tells of may be revoked since, and only a person can end this.
+                raise Unfinished(why)
+            if seen.status.observed_generation < generation:
                 # What is told there may be the end of a former grant of this node.
                 return None
-            for refused in seen.status.refusals:
-                if refused.node == node.name and refused.node_id == ticket.node_id:
-                    error = conditions.error_of(refused.reason, refused.message)
-                    if error is not None and not isinstance(error, _PASSING):
-                        raise error
-                    return None
+            if (refused := find_refusal(seen)) is not None:
+                error = conditions.error_of(refused.reason, refused.message)
+                if error is not None and not isinstance(error, _PASSING):
+                    raise error
+                return None
             for grant in seen.status.grants:
                 given = (grant.node, grant.node_id, grant.mode, grant.writable, grant.block)
                 if given == (ticket.node, ticket.node_id, ticket.mode, ticket.writable, ticket.block):
@@ -290,7 +300,7 @@ class ClusterProvisioner:
                     return conversion.attachment_of(volume_id, msgspec.structs.replace(grant, size=size))
             return None
 
-        return self._await(AoEVolume, volume_id, granted, _unless_held_back("exported"))
+        return self._await(AoEVolume, volume_id, granted, how_far)
 
     def unpublish(self, volume_id: VolumeId, node: NodeName | None, *, guest: str | None = None) -> None:
         """Take back tickets and wait until their grants are revoked. `guest`: the guest's disk they were for; what
@@ -305,7 +315,7 @@ class ClusterProvisioner:
                 return True
             others = {one.node for one in seen.spec.tickets if one.guest != guest}
             held = any(node in (None, grant.node) and grant.node not in others for grant in seen.status.grants)
-            if not held and seen.status.observed_generation >= generation:
+            if not held and _held_back(seen) is None and seen.status.observed_generation >= generation:
                 return True
             self._raise_refusal(seen, "Revoked", since=generation)
             return None
@@ -443,14 +453,15 @@ def _is_free(volume: AoEVolume) -> bool:
 
 
 def _has_been_heard(volume: AoEVolume) -> bool:
-    """Whether the storage node has looked since the last wish: it may have begun an export that it never told of."""
-    return volume.status.node is None or volume.status.observed_generation >= volume.metadata.generation
+    """Whether the storage node has followed the last wish: it may have begun an export that it never told of."""
+    observed = volume.status.observed_generation >= volume.metadata.generation
+    return volume.status.node is None or (observed and _held_back(volume) is None)
 
 
-def _held_back(volume: AoEVolume) -> str:
-    """Return why the storage node follows no wish until a person has decided; empty when it does."""
+def _held_back(volume: AoEVolume) -> str | None:
+    """Return why the storage node follows no wish until a person has decided; None when it does."""
     said = conditions.find(volume.status.conditions, "Current")
-    return said.message if said is not None and said.status == "False" else ""
+    return said.message if said is not None and said.status == "False" else None
 
 
 def _unless_held_back(done: str) -> Callable[[AoEVolume], str]:

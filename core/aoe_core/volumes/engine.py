@@ -151,10 +151,6 @@ class Engine:
         """Return a volume's grants in force or half revoked, whatever LVM may say of the volume: no LVM call."""
         return tuple(file.grant for file in self._held(volume_id))
 
-    def list_half_revoked(self, volume_id: VolumeId) -> tuple[Grant, ...]:
-        """Return the grants whose revocation has begun and not ended, which nobody is to be promised; no LVM call."""
-        return tuple(file.grant for file in self._held(volume_id) if file.state is ExportState.REVOKING)
-
     def list_volumes(self) -> tuple[VolumeStatus, ...]:
         """Return every ready volume with its grants, ordered by id; one LVM call."""
         report = self._host.lvm.report()

@@ -52,6 +52,7 @@ class MemoryProvisioner:
     pool_names: tuple[PoolName, ...] = (PoolName("fast"),)
     san_names: tuple[SanName, ...] = (SAN,)
     known_nodes: frozenset[NodeName] = frozenset({NODE.name, NodeName("compute2")})
+    guest_nodes: frozenset[NodeName] = frozenset()
     thin: bool = True
     changes: int = 0
     trouble: Trouble = field(default_factory=dict)
@@ -125,7 +126,7 @@ class MemoryProvisioner:
         if volume_id not in self.volumes:
             raise NotFound(f"volume {volume_id} does not exist; create it")
         grants = tuple(grant for (held, _), grant in sorted(self.grants.items()) if held == volume_id)
-        return VolumeStatus(volume=self.volumes[volume_id], grants=grants)
+        return VolumeStatus(volume=self.volumes[volume_id], grants=grants, guest_nodes=self.guest_nodes)
 
     def list_volumes(self) -> tuple[VolumeStatus, ...]:
         return tuple(self.get_volume(volume_id) for volume_id in sorted(self.volumes))

@@ -415,6 +415,8 @@ def test_growing_needs_the_node_where_one_has_the_volume(plugin: Plugin) -> None
     assert grow(block()) == {False}
     plugin.controller.ControllerPublishVolume(publish(capability=block()))
     assert grow(block()) == {True}
+    plugin.provisioner.guest_nodes = frozenset({NODE.name})
+    assert grow(block()) == {False}
 
 
 @pytest.mark.parametrize(
