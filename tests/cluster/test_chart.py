@@ -142,7 +142,8 @@ def test_what_snapshots_need_is_asked_for(helm: Helm, clean: ControlPlane) -> No
     helm.upgrade(values(snapshots={"enabled": True}), TAKE)
     assert clean.kubectl("get", "volumesnapshotclass", "aoe-csi", "-o", "name").stdout
     helm.run("uninstall", RELEASE)
-    clean.kubectl("delete", "-f", snapshot_definitions())
+    # The API server lets a definition go once it has looked through all there is of it, one after the other.
+    clean.kubectl("delete", "-f", snapshot_definitions(), timeout_s=300)
 
 
 def test_deploy_is_what_the_chart_renders() -> None:
