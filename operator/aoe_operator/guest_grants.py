@@ -315,17 +315,19 @@ class GuestGrants:
             return None
         try:
             if self._disks.is_definition_going():
-                self._give_up(disk)
-                return None
-            for host in _hosts_of(disk):
-                self._require_let_go(disk, host)
-            self._take_back(disk)
+                # Nobody has asked for its end: finalizers go, ticket and claim stay.
+                log.warning("its definition is going; its guest keeps the disk", extra={"guest_disk": key_of(disk)})
+            else:
+                for host in _hosts_of(disk):
+                    self._require_let_go(disk, host)
+                self._take_back(disk)
         except Busy:
             return SOON_S
         except AoECsiError as error:
             self._teller.refuses(disk, "Released", error)
             return SOON_S
-        self._disks.put_finalizers(disk, _without_ours(disk))
+        kept = (one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
+        self._disks.put_finalizers(disk, tuple(kept))
         return None
 
     def let_go(self) -> None:
@@ -336,11 +338,6 @@ class GuestGrants:
         for disk in filter(is_going, self._disks.list()):
             namespace, name = disk.metadata.namespace, disk.metadata.name
             attempt(partial(self.reconcile, namespace, name), f"giving up {namespace}/{name}")
-
-    def _give_up(self, disk: AoEGuestDisk) -> None:
-        """Take off the finalizers of both roles, and nothing else: the guest has the disk, so ticket and claim stay."""
-        log.warning("its definition is going; its guest keeps the disk", extra={"guest_disk": key_of(disk)})
-        self._disks.put_finalizers(disk, _without_ours(disk))
 
     def _require_let_go(self, disk: AoEGuestDisk, host: str) -> None:
         """Check that a host has let go, or that a person has given it up. Raises: Unfinished."""
@@ -404,11 +401,6 @@ def _require_many(admitted: _Admitted) -> None:
 def _hosts_of(disk: AoEGuestDisk) -> tuple[str, ...]:
     """Return the hosts that may have something of a disk."""
     return tuple(sorted({*wanted_hosts(disk), *(one.host for one in disk.status.hosts)}))
-
-
-def _without_ours(disk: AoEGuestDisk) -> tuple[str, ...]:
-    """Return a disk's finalizers but those of this role and of the hosts."""
-    return tuple(one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
 
 
 def _reads(disk: AoEGuestDisk) -> bool:

@@ -424,7 +424,7 @@ class StorageRole:
         refusals = [
             _refusal(ticket, Busy(f"the former grant of node {ticket.node} is still being revoked"))
             for ticket in tickets
-            if any(grant.node == ticket.node and grant.half_revoked for grant in left.values())
+            if (grant := left.get(NodeName(ticket.node))) is not None and grant.half_revoked
         ]
         work.status = replace(work.status, refusals=tuple(refusals))
 

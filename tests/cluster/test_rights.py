@@ -26,6 +26,8 @@ ACCOUNT, KEPT = "aoe-csi-storage", "aoe-csi.dev/storage"
 GUESTS, TEAM, ON_HOST = "aoe-csi-guests", "shop", "guests.aoe-csi.dev/host1"
 LONG_HOST = f"{'h' * 40}.{'x' * 40}"
 """Too long for the name of a finalizer or an annotation, which has its digest instead."""
+LEFT = {"left": "host1", "left-long": LONG_HOST}
+"""Disk → the host that it has left, and that has its progress there yet."""
 Change = "Callable[[dict[str, Any]], object]"
 
 
@@ -306,11 +308,9 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         guest_disk("coming", "host2"),
         guest_disk("left-long", "host2"),
     ):
-        if disk["metadata"]["name"] == "left-long":
-            word = host_finalizer(LONG_HOST).rpartition("/")[2]
+        if (former := LEFT.get(disk["metadata"]["name"])) is not None:
+            word = host_finalizer(former).rpartition("/")[2]
             disk["metadata"]["annotations"][f"{word}.guests.aoe-csi.dev/reconcile"] = "{}"
-        if disk["metadata"]["name"] == "left":
-            disk["metadata"]["annotations"]["host1.guests.aoe-csi.dev/reconcile"] = "{}"
         if disk["metadata"]["name"] == "coming":
             disk["spec"]["libvirt"]["migrateTo"] = "host1"
         plane.kubectl("create", "-f-", stdin=json.dumps(disk))

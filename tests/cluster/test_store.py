@@ -12,6 +12,7 @@ import pytest
 
 from aoe_core.errors import Busy, Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources.fields import ObjectMeta
+from aoe_core.resources.guest_kubernetes import KubernetesGuestDisks
 from aoe_core.resources.kubernetes import KubernetesLeases, KubernetesStore
 from aoe_core.resources.leases import LiveNodes
 from aoe_core.resources.node import AoENode, AoENodeSpec, PoolSpec
@@ -103,6 +104,19 @@ def test_a_list_is_whole_whatever_its_length(store: KubernetesStore) -> None:
     for name in names:
         store.create(volume(name))
     assert [one.metadata.name for one in store.list(AoEVolume)] == names
+
+
+def test_the_revision_grows_with_every_change_whoever_asks(store: KubernetesStore, clean: ControlPlane) -> None:
+    with KubernetesGuestDisks(clean.kubeconfig, holder="test") as disks:
+        seen = [store.revision(), disks.revision()]
+        for name in ("v", "w"):
+            store.create(volume(name))
+            seen += [store.revision(), disks.revision()]
+        for number in range(2):
+            store.create(AoENode(metadata=ObjectMeta(name=f"n{number}"), spec=AoENodeSpec()))
+        seen.append(store.revision())
+    assert seen == sorted(seen)
+    assert len({seen[0], seen[2], seen[4], seen[6]}) == 4
 
 
 def test_whoever_waits_sees_the_change(store: KubernetesStore) -> None:

@@ -20,7 +20,13 @@ from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.guest_disk import AoEGuestDisk
-from aoe_core.resources.kubernetes import KubernetesRegistrations, connected, is_definition_going, translated
+from aoe_core.resources.kubernetes import (
+    KubernetesRegistrations,
+    connected,
+    is_definition_going,
+    revision_by,
+    translated,
+)
 
 _DISK = create_namespaced_resource(GROUP, VERSION, "AoEGuestDisk", "aoeguestdisks")
 # As they come: of each a few fields are read, and what else is in them need not be known to this lightkube.
@@ -116,11 +122,8 @@ class KubernetesGuestDisks(_Client):
 
     def revision(self) -> int:
         """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
-        with translated(CustomResourceDefinition, ""):
-            # The first page tells of it; and unlike guests' disks, definitions are always there.
-            listed = self._client.list(CustomResourceDefinition, chunk_size=1)
-            next(iter(listed), None)
-        return int(listed.resourceVersion)
+        # Unlike guests' disks, definitions are always there.
+        return revision_by(self._client, CustomResourceDefinition)
 
 
 class KubernetesClaims(_Client):

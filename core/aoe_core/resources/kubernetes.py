@@ -117,12 +117,7 @@ class KubernetesStore:
 
     def revision(self) -> int:
         """Return the API server's revision, which grows with every change of anything. Raises: Unreachable."""
-        with translated(AoENode, ""):
-            # The shortest list that there is; each tells of it.
-            nodes = self._client.list(_GENERIC[AoENode])
-            for _ in nodes:
-                pass
-        return int(nodes.resourceVersion)
+        return revision_by(self._client, _GENERIC[AoENode])
 
     def create(self, resource: Resource) -> Resource:
         """Make a resource. Raises: Conflict, Invalid, Unreachable."""
@@ -439,6 +434,15 @@ def _read(kind: type[Resource], raw: GenericGlobalResource) -> Resource:
         raise Invalid(
             f"{kind.__name__} {name} cannot be read ({error}); was it made by another version of the definitions?"
         ) from error
+
+
+def revision_by(client: lightkube.Client, kind: Any) -> int:
+    """Return the API server's revision, by a list of some kind. Raises: Unreachable."""
+    with translated(kind, ""):
+        # The first page tells of it, however many there are.
+        listed = client.list(kind, chunk_size=1)
+        next(iter(listed), None)
+    return int(listed.resourceVersion)
 
 
 def is_definition_going(client: lightkube.Client, name: str) -> bool:

@@ -315,7 +315,7 @@ class ClusterProvisioner:
                 return True
             others = {one.node for one in seen.spec.tickets if one.guest != guest}
             held = any(node in (None, grant.node) and grant.node not in others for grant in seen.status.grants)
-            if not held and _held_back(seen) is None and seen.status.observed_generation >= generation:
+            if not held and _has_followed(seen, generation):
                 return True
             self._raise_refusal(seen, "Revoked", since=generation)
             return None
@@ -454,8 +454,11 @@ def _is_free(volume: AoEVolume) -> bool:
 
 def _has_been_heard(volume: AoEVolume) -> bool:
     """Whether the storage node has followed the last wish: it may have begun an export that it never told of."""
-    observed = volume.status.observed_generation >= volume.metadata.generation
-    return volume.status.node is None or (observed and _held_back(volume) is None)
+    return volume.status.node is None or _has_followed(volume, volume.metadata.generation)
+
+
+def _has_followed(volume: AoEVolume, generation: int) -> bool:
+    return volume.status.observed_generation >= generation and _held_back(volume) is None
 
 
 def _held_back(volume: AoEVolume) -> str | None:
