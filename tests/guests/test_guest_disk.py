@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 SIZE, SIZE_BYTES = "64Mi", 64 << 20
 GROWN = (("96Mi", 96 << 20), ("128Mi", 128 << 20))
-SETTLED_S = 120.0
 ROUNDS = 20
 
 
@@ -45,7 +44,7 @@ def left_over(cluster: Cluster, guest: Guest, serial: str) -> str:
     ]
     left.append(host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout)
     left += ["XML" for text in (guest.xml(), guest.xml(inactive=True)) if serial in text]
-    left += ["disk" for disk in guest.disks() if disk.serial == serial]
+    left += ["disk"] if guest.find_disk(serial) else []
     return " ".join(one.strip() for one in left if one.strip())
 
 
@@ -273,9 +272,9 @@ def test_pods_of_ours_that_go_take_nothing_from_a_guest(
     disk = disks.attached("d", "data", guest)
     pods = cluster.plane.kubectl("delete", "pods", f"--namespace={NAMESPACE}", "--all", "--wait=false", check=False)
     assert pods.code == 0
-    assert guest.write(disk.name, "meanwhile", 0)
+    assert guest.write(guest.await_disk(disk.serial).name, "meanwhile", 0)
     cluster.await_ready()
-    assert guest.holds(disk.name, "meanwhile", 0)
+    assert guest.holds(guest.await_disk(disk.serial).name, "meanwhile", 0)
 
 
 def test_a_guest_keeps_the_disk_whose_definition_goes_until_it_is_cleared_away(
