@@ -14,9 +14,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import kopf
 import msgspec
@@ -24,8 +23,9 @@ import msgspec
 from aoe_core.errors import AoECsiError
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.guest_disk import GRANT_FINALIZER, AoEGuestDisk, host_finalizer
+from aoe_core.resources.snapshot import AoESnapshot
 from aoe_core.resources.volume import AoEVolume
-from aoe_operator import metrics
+from aoe_operator import listing, metrics
 from aoe_operator.finalizer import FINALIZER
 from aoe_operator.placing import ClusterRole
 from aoe_operator.storage import StorageRole
@@ -53,6 +53,13 @@ class Handlers:
     """Kind → which of its resources are seen; all of a kind that is not named."""
     asked_for: Mapping[str, AskedFor] = dataclasses.field(default_factory=dict)
     """Kind → what of its status calls the handlers, besides what is wanted; nothing of a kind that is not named."""
+
+
+Listed = TypeVar("Listed", AoEVolume, AoESnapshot)
+_STORAGE = "storage"
+# Made before there are threads: two that make it at once would crash in msgspec.
+_VOLUMES = msgspec.json.Decoder(AoEVolume)
+_SNAPSHOTS = msgspec.json.Decoder(AoESnapshot)
 
 
 def start_logs(*, as_json: bool, debug: bool) -> None:
@@ -191,12 +198,18 @@ class _Handled(kopf.DiffBaseStorage):
         self._handled.note(body, essence)
 
 
+def _progress_prefix(role: str) -> str:
+    """Of the annotations in which a role writes down how far it is."""
+    return f"{role}.{GROUP}"
+
+
 def settings_for(handlers: Handlers) -> kopf.OperatorSettings:
     """Return kopf's settings for one role."""
     settings = kopf.OperatorSettings()
     settings.persistence.finalizer = handlers.finalizer
-    prefix = f"{handlers.role}.{GROUP}"
-    settings.persistence.progress_storage = _Progress(prefix=prefix, asked_for=handlers.asked_for)
+    settings.persistence.progress_storage = _Progress(
+        prefix=_progress_prefix(handlers.role), asked_for=handlers.asked_for
+    )
     settings.persistence.diffbase_storage = _Handled(handlers.asked_for)
     # So many volumes at once; changes of one volume group take turns all the same. An exporter that the kernel holds
     # keeps a worker for minutes, and a bad disk may have a dozen of those.
@@ -217,14 +230,19 @@ _FROM_BEGINNING_TO_END = (kopf.on.resume, kopf.on.create, kopf.on.update, kopf.o
 
 def storage(role: StorageRole, node: str) -> Handlers:
     """Return the handlers of one storage node."""
-    registry = _registry()
-    volumes = functools.partial(_call_unless_told, role)
+    registry = _registry(
+        {
+            AoEVolume.__name__: functools.partial(_needs_nothing, "aoevolumes", _VOLUMES, role.is_as_told),
+            AoESnapshot.__name__: functools.partial(_needs_nothing, "aoesnapshots", _SNAPSHOTS, role.is_taken_as_told),
+        }
+    )
+    volumes = functools.partial(_call, "aoevolumes", role.reconcile_volume)
     snapshots = functools.partial(_call, "aoesnapshots", role.reconcile_snapshot)
     for plural, handler in zip(_PLACED, (volumes, snapshots), strict=True):
         for on in _FROM_BEGINNING_TO_END:
             on(GROUP, VERSION, plural, registry=registry, id="reconcile")(handler)
     return Handlers(
-        role="storage",
+        role=_STORAGE,
         finalizer=FINALIZER,
         registry=registry,
         selectors=dict.fromkeys(_PLACED, f"spec.node={node}"),
@@ -273,13 +291,19 @@ def guests(reconcile: ReconcileWithin, host: str) -> Handlers:
     )
 
 
-def _registry() -> kopf.OperatorRegistry:
+def _registry(needs_nothing: Mapping[str, listing.NeedsNothing] | None = None) -> kopf.OperatorRegistry:
+    """`needs_nothing`: see `listing.connect`."""
+
+    async def login(**known: Any) -> kopf.AiohttpSession | None:
+        found = _credentials(**known)
+        return None if found is None else listing.connect(found, needs_nothing or {})
+
     registry = kopf.OperatorRegistry()
-    kopf.on.login(registry=registry)(_login)
+    kopf.on.login(registry=registry)(login)
     return registry
 
 
-def _login(**known: Any) -> kopf.ConnectionInfo | None:
+def _credentials(**known: Any) -> kopf.ConnectionInfo | None:
     """The cluster we run in, or the kubeconfig that KUBECONFIG names: as lightkube finds it.
 
     By the address that every pod is told, since a pod of the host's network asks the host's name server.
@@ -292,14 +316,20 @@ def _login(**known: Any) -> kopf.ConnectionInfo | None:
     return dataclasses.replace(inside, server=f"https://{host}:{port}")
 
 
-def _call_unless_told(role: StorageRole, *, name: str, body: kopf.Body, **_: Any) -> None:
-    def reconcile(name: str) -> float | None:
-        with suppress(msgspec.ValidationError):
-            if role.is_as_told(msgspec.convert(dict(body), AoEVolume)):
-                return None
-        return role.reconcile_volume(name)
-
-    _call("aoevolumes", reconcile, name=name)
+def _needs_nothing(
+    kind: str, decoder: msgspec.json.Decoder[Listed], is_as_told: Callable[[Listed], bool], resource: msgspec.Raw
+) -> bool:
+    begin = time.monotonic()
+    try:
+        told = decoder.decode(resource)
+    except msgspec.ValidationError:
+        return False
+    # What is to be tried again was written down there, see `_Progress`.
+    written_down = f"{_progress_prefix(_STORAGE)}/"
+    if any(key.startswith(written_down) for key in told.metadata.annotations) or not is_as_told(told):
+        return False
+    metrics.RECONCILED.labels(kind, "done").observe(time.monotonic() - begin)
+    return True
 
 
 def _call(kind: str, reconcile: Reconcile, *, name: str, **_: Any) -> None:

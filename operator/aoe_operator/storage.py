@@ -6,7 +6,7 @@ Ready; to delete what is held.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -108,6 +108,15 @@ def _told_keys(grants: Iterable[GrantStatus]) -> frozenset[_Key]:
     return frozenset((one.node, one.node_id, one.address, one.mode.value) for one in grants)
 
 
+@dataclass(frozen=True, slots=True)
+class _FirstLook:
+    """What was on the host when this process began."""
+
+    volumes: Mapping[VolumeId, VolumeStatus]
+    """The ready ones."""
+    snapshots: frozenset[SnapshotId]
+
+
 def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
     metadata, status = volume.metadata, volume.status
     return (
@@ -201,32 +210,64 @@ class StorageRole:
     # --- volumes ------------------------------------------------------------------------------------------------
 
     def is_as_told(self, volume: AoEVolume) -> bool:
-        """Say whether a volume that was not looked at yet, told of by a watch, is on this host as it should be.
+        """Say whether a listed volume is on this host as it should be, so that nobody need look at it.
 
-        So that a start costs one look at LVM, and no question to the API server for each of ten thousand volumes. A
+        A start costs one look at LVM by this, and no question to the API server for each of ten thousand volumes. A
         wrong yes is found by the next sweep, from what is noted here. Raises: CommandFailed, Busy.
         """
         name, status = volume.metadata.name, volume.status
-        if name in self._met or not _claims_to_be_settled(volume, self._node):
-            return False
-        there = self._first_look.take().get(VolumeId(name))
         told, tickets = _told_keys(status.grants), volume.spec.tickets
+        # First, and without LVM: an export that nobody wants any more must not wait for it.
+        if not _claims_to_be_settled(volume, self._node) or {key[:2] for key in told} != {
+            (one.node, one.node_id) for one in tickets
+        }:
+            return False
+        if name in self._met:
+            # Listed once more, after the watch broke.
+            return self._settled.get(name) == told and self._is_current(volume)
+        there = self._first_look.take().volumes.get(VolumeId(name))
         if there is None or conversion.request_of(volume).size_bytes > there.volume.size_bytes:
             return False
-        if told != _keys(there.grants) or {key[:2] for key in told} != {(one.node, one.node_id) for one in tickets}:
+        if told != _keys(there.grants) or not all(
+            any(_answers(grant, ticket) for ticket in tickets) for grant in there.grants
+        ):
             return False
-        if not all(any(_answers(grant, ticket) for ticket in tickets) for grant in there.grants):
-            return False
-        try:
-            self._seen.require_current(volume)
-        except AoECsiError:
+        if not self._is_current(volume):
             return False
         self._met.add(name)
         self._settled[name] = told
         return True
 
-    def _look(self) -> dict[VolumeId, VolumeStatus]:
-        return {one.volume.volume_id: one for one in self._engine.list_volumes()}
+    def is_taken_as_told(self, snapshot: AoESnapshot) -> bool:
+        """Say the same of a listed snapshot. Raises: CommandFailed, Busy."""
+        name, metadata, status = snapshot.metadata.name, snapshot.metadata, snapshot.status
+        if not (
+            snapshot.spec.node == self._node
+            and status.ready
+            and status.observed_generation == metadata.generation
+            and metadata.deletion_timestamp is None
+            and FINALIZER in metadata.finalizers
+            and all(condition.status == "True" for condition in status.conditions)
+        ):
+            return False
+        if name not in self._met and SnapshotId(name) not in self._first_look.take().snapshots:
+            return False
+        self._met.add(name)
+        return True
+
+    def _is_current(self, volume: AoEVolume) -> bool:
+        try:
+            self._seen.require_current(volume)
+        except AoECsiError:
+            return False
+        return True
+
+    def _look(self) -> _FirstLook:
+        there = self._engine.inspect()
+        return _FirstLook(
+            volumes={one.volume.volume_id: one for one in there.ready()},
+            snapshots=frozenset(one.snapshot_id for one in there.snapshots),
+        )
 
     def reconcile_volume(self, name: str) -> float | None:
         """Bring one volume a step nearer to what is wanted.

@@ -1,6 +1,7 @@
 """A storage node's own resource: its settings out of the spec and its claims, and its status out of the engine."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -22,8 +23,20 @@ from aoe_core.resources.node import (
 from aoe_core.resources.shelf import AoEShelf
 from aoe_core.resources.store import Store
 from aoe_core.settings import Exports, Pool, San, Settings
-from aoe_core.volumes.engine import Engine
+from aoe_core.volumes.inspection import Inspection
+from aoe_core.volumes.jobs import Work
 from aoe_operator import metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a look at the host comes to in the status of its AoENode; very many volumes make a large Inspection."""
+
+    pools: tuple[PoolStatus, ...]
+    free: str
+    volumes: int
+    exports: int
+    orphans: tuple[Orphan, ...]
 
 
 def settings_of(node: AoENode, claims: Iterable[AoEShelf]) -> Settings:
@@ -62,8 +75,9 @@ def report(
     store: Store,
     to: Events,
     node: AoENode,
-    engine: Engine,
     *,
+    contents: Callable[[], Contents],
+    work: Iterable[Work],
     claims: Iterable[AoEShelf],
     boot: str,
     card: Callable[[str], SanStatus],
@@ -71,7 +85,10 @@ def report(
     unclaimed: tuple[Orphan, ...],
     now_s: int,
 ) -> AoENode:
-    """Write what the node has, and lacks, into its status. Raises: Busy, Unreachable."""
+    """Write what the node has, and lacks, into its status. `contents`: may raise what keeps volumes away from it.
+
+    Raises: Busy, Unreachable.
+    """
     status = replace(
         node.status,
         observed_generation=node.metadata.generation,
@@ -90,7 +107,7 @@ def report(
         lacking = [one for one in findings if one.severity == "error"]
         if lacking:
             raise Unreachable("; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in lacking))
-        status = _with_contents(status, node, engine, unclaimed)
+        status = _with_contents(status, contents(), work, unclaimed)
     except AoECsiError as error:
         said = conditions.put_error(status.conditions, "Ready", error, generation=node.metadata.generation, now_s=now_s)
     else:
@@ -118,15 +135,11 @@ def _of_new_orphans(before: AoENodeStatus, now: AoENodeStatus) -> tuple[Event, .
     )
 
 
-def _with_contents(
-    status: AoENodeStatus, node: AoENode, engine: Engine, unclaimed: tuple[Orphan, ...]
-) -> AoENodeStatus:
-    inspection = engine.inspect()
-    metrics.show_inspection(inspection)
+def contents_of(node: AoENode, there: Inspection) -> Contents:
+    """Return what a look at the host comes to."""
     # A pool that the resource has only just named is unknown to this process, which ends for it.
-    capacities = {pool.name: inspection.capacities.get(PoolName(pool.name), NO_CAPACITY) for pool in node.spec.pools}
-    return replace(
-        status,
+    capacities = {pool.name: there.capacities.get(PoolName(pool.name), NO_CAPACITY) for pool in node.spec.pools}
+    return Contents(
         pools=tuple(
             PoolStatus(
                 name=pool.name,
@@ -137,14 +150,24 @@ def _with_contents(
             for pool in node.spec.pools
         ),
         free=quantity(sum(capacity.available_bytes for capacity in capacities.values())),
-        volumes=len(inspection.volumes),
+        volumes=len(there.volumes),
+        exports=sum(unit.serving for unit in there.units.values()),
+        orphans=tuple(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in there.orphans[:MAX_ORPHANS]),
+    )
+
+
+def _with_contents(
+    status: AoENodeStatus, contents: Contents, work: Iterable[Work], unclaimed: tuple[Orphan, ...]
+) -> AoENodeStatus:
+    return replace(
+        status,
+        pools=contents.pools,
+        free=contents.free,
+        volumes=contents.volumes,
         work=tuple(
             Progress(work=one.what[:256], percent=one.percent)
-            for one in sorted(engine.work(), key=lambda one: one.key)[:MAX_WORK]
+            for one in sorted(work, key=lambda one: one.key)[:MAX_WORK]
         ),
-        exports=sum(unit.serving for unit in inspection.units.values()),
-        orphans=(
-            *(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in inspection.orphans),
-            *unclaimed,
-        )[:MAX_ORPHANS],
+        exports=contents.exports,
+        orphans=(*contents.orphans, *unclaimed)[:MAX_ORPHANS],
     )

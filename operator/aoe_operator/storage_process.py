@@ -16,12 +16,14 @@ from aoe_core import preflight
 from aoe_core.errors import AoECsiError, NoSpace, Unreachable
 from aoe_core.host.exports import ExportFile
 from aoe_core.host.runner import HostRunner
+from aoe_core.recent import RecentLook
 from aoe_core.resources.events import Event, Events
 from aoe_core.resources.leases import RENEW_S, WENT_BACK, LeaseStore
 from aoe_core.resources.node import AoENode, Finding, Orphan, SanStatus
 from aoe_core.resources.store import Store
 from aoe_core.settings import Settings
 from aoe_core.volumes.engine import Engine
+from aoe_core.volumes.inspection import Inspection
 from aoe_operator import metrics, shelves, storage_node
 from aoe_operator.background import attempt
 from aoe_operator.seen import Seen
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _WAIT_FOR_NODE_S = 60.0
 _SWEEP_EVERY = 6
+_LOOK_AFTER = 7
 _CHECK_EVERY = 30
 """Heartbeats."""
 
@@ -88,6 +91,8 @@ class StorageProcess:
             )
         ]
         self._reports = 0
+        # Longer than between two sweeps: while nothing happens here these are the only looks at LVM.
+        self._contents = RecentLook(lambda: self._contents_of(self.engine.inspect()), age_s=_LOOK_AFTER * heartbeat_s)
 
     def __enter__(self) -> Self:
         self.engine.start_background()
@@ -131,12 +136,17 @@ class StorageProcess:
         if self._reports % _CHECK_EVERY == 0:
             self._findings = self._check(self._settings)
         self._reports += 1
+        work = self.engine.work()
+        if work or self.engine.has_changed.is_set():
+            self.engine.has_changed.clear()
+            self._contents.forget()
         now_s = int(time.time())
         storage_node.report(
             self._store,
             self._events,
             self._store.get(AoENode, self._node.metadata.name),
-            self.engine,
+            contents=self._contents.take,
+            work=work,
             claims=self._claims,
             boot=self._boot,
             card=self._card,
@@ -149,6 +159,7 @@ class StorageProcess:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
         self.role.let_go()
         there = self.engine.inspect()
+        self._contents.tell(self._contents_of(there))
         self.claim_more(there.exports)
         drifted = self.role.find_drifted(there)
         self._unclaimed = self.role.find_unclaimed(there)
@@ -158,6 +169,10 @@ class StorageProcess:
                 self.role.reconcile_volume(name)
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
+
+    def _contents_of(self, there: Inspection) -> storage_node.Contents:
+        metrics.show_inspection(there)
+        return storage_node.contents_of(self._node, there)
 
     def claim_more(self, files: Collection[ExportFile]) -> None:
         """Claim a further shelf where addresses run short, and ask for the process's end, to start anew with it."""

@@ -85,8 +85,15 @@ class Paused(StorageRole):
         clock = machines.world.clock
         super().__init__("storage1", machines.engine, store, events, seen=seen, now_s=lambda: int(clock.now()))
         self.paused = threading.Event()
+        self.looked_at: set[str] = set()
+        """Volumes and snapshots."""
+
+    def reconcile_snapshot(self, name: str) -> float | None:
+        self.looked_at.add(name)
+        return super().reconcile_snapshot(name)
 
     def reconcile_volume(self, name: str) -> float | None:
+        self.looked_at.add(name)
         if self.paused.is_set():
             raise Busy("held up by a test")
         return super().reconcile_volume(name)
@@ -901,6 +908,87 @@ def check_that_nothing_was_taken_back(
     assert [grant.node for grant in machines.engine.get_volume(V).grants] == [first.name]
 
 
+def test_a_start_looks_at_nothing_that_is_as_it_should_be(
+    provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles
+) -> None:
+    """Ten thousand volumes cost one look at LVM then. What is not as told is looked at, and whatever changes later."""
+    node = machines.identity(COMPUTE_NODES[0])
+    for name in ("v", "drifted", "unwanted"):
+        provisioner.create_volume(spec(name, pool="thin"))
+        provisioner.publish(VolumeId(name), node, WRITER, read_only=False, block=True)
+    provisioner.create_snapshot(SnapshotId("s"), V)
+    provisioner.create_snapshot(SnapshotId("lost"), V)
+    roles.end()
+    machines.engine.unpublish(VolumeId("drifted"), node.name)
+    machines.engine.delete_snapshot(SnapshotId("lost"))
+    clean.kubectl("patch", "aoev", "unwanted", "--type=merge", '-p={"spec":{"tickets":[]}}')
+    with roles.again() as again:
+        await_until(
+            lambda: (
+                machines.engine.list_grants(VolumeId("drifted"))
+                and not machines.engine.list_grants(VolumeId("unwanted"))
+                and not roles.store.get(AoESnapshot, "lost").status.ready
+            )
+        )
+        assert again.storage.looked_at == {"drifted", "unwanted", "lost"}
+        provisioner.unpublish(V, node.name)
+        assert machines.engine.list_grants(V) == ()
+        provisioner.delete_snapshot(SnapshotId("s"))
+        assert [one.snapshot_id for one in machines.engine.list_snapshots()] == []
+        assert again.storage.looked_at == {"v", "drifted", "unwanted", "lost", "s"}
+
+
+def test_what_nobody_wants_is_revoked_at_a_start_while_lvm_hangs(
+    provisioner: ClusterProvisioner,
+    machines: Machines,
+    clean: ControlPlane,
+    roles: Roles,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = machines.identity(COMPUTE_NODES[0])
+    for name in ("v", "unwanted"):
+        provisioner.create_volume(spec(name))
+        provisioner.publish(VolumeId(name), node, WRITER, read_only=False, block=True)
+    roles.end()
+    clean.kubectl("patch", "aoev", "unwanted", "--type=merge", '-p={"spec":{"tickets":[]}}')
+    with monkeypatch.context() as lvm:
+        lvm.setattr(machines.engine, "inspect", _hangs)
+        lvm.setattr(machines.engine, "get_volume", _hangs)
+        with roles.again():
+            await_until(lambda: not machines.engine.list_grants(VolumeId("unwanted")))
+            assert len(machines.engine.list_grants(V)) == 1
+
+
+def test_what_is_listed_again_is_looked_at_only_if_it_changed(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines, roles: Roles
+) -> None:
+    """As after the watch broke, and the API server knows no more what came since."""
+    role, node = roles.storage, machines.identity(COMPUTE_NODES[0])
+    provisioner.create_volume(spec(pool="thin"))
+    provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    provisioner.create_snapshot(SnapshotId("s"), V)
+    settled = store.get(AoEVolume, V)
+    await_until(lambda: role.is_as_told(settled))
+    assert role.is_taken_as_told(store.get(AoESnapshot, "s"))
+    (grant,) = settled.status.grants
+    elsewhere = replace(grant, address="e9.200")
+    of_another_time = (
+        replace(settled, spec=replace(settled.spec, tickets=())),
+        replace(settled, status=replace(settled.status, grants=(elsewhere,))),
+        replace(settled, status=replace(settled.status, observed_generation=0)),
+        replace(settled, metadata=replace(settled.metadata, deletion_timestamp="2026-01-01T00:00:00Z")),
+        replace(settled, metadata=replace(settled.metadata, finalizers=())),
+        replace(settled, spec=replace(settled.spec, size="1Gi")),
+    )
+    assert [role.is_as_told(one) for one in of_another_time] == [False] * len(of_another_time)
+    taken = store.get(AoESnapshot, "s")
+    assert not role.is_taken_as_told(
+        replace(taken, metadata=replace(taken.metadata, deletion_timestamp="2026-01-01T00:00:00Z"))
+    )
+    # The last of them was noted as seen at that generation, with another spec: held back from then on.
+    assert not role.is_as_told(settled)
+
+
 def test_a_decommissioned_node_is_given_up_once_it_is_silent(
     provisioner: ClusterProvisioner, machines: Machines, clean: ControlPlane, roles: Roles
 ) -> None:
@@ -1076,6 +1164,14 @@ def offer_room(store: KubernetesStore, name: str, **conditions: str) -> None:
     store.update_status(msgspec.structs.replace(node, status=AoENodeStatus(pools=(offer,), conditions=said)))
 
 
+def await_until(holds: Callable[[], object], timeout_s: float = 60) -> None:
+    """Fail when something does not come to hold."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 class _Deaf:
     """Events that go nowhere."""
 
@@ -1089,7 +1185,7 @@ def test_a_pool_that_was_named_a_moment_ago_offers_nothing_yet(store: Kubernetes
     sans = (SanSpec(name=SAN, interface=INTERFACE, shelves=(ShelfRange(first=SHELF, last=SHELF),)),)
     node = store.create(AoENode(metadata=ObjectMeta(name="storage1"), spec=AoENodeSpec(pools=pools, sans=sans)))
     written = storage_node.report(
-        store, _Deaf(), node, machines.engine,
+        store, _Deaf(), node, contents=lambda: storage_node.contents_of(node, machines.engine.inspect()), work=(),
         claims=(), boot="b", card=_card, findings=(), unclaimed=(), now_s=int(time.time()),
     )  # fmt: skip
     ready = find(written.status.conditions, "Ready")
@@ -1110,7 +1206,7 @@ def test_a_host_that_lacks_something_gets_no_volume_and_says_why(store: Kubernet
 
     def reported(node: AoENode, *findings: Finding) -> AoENode:
         return storage_node.report(
-            store, _Deaf(), node, machines.engine,
+            store, _Deaf(), node, contents=lambda: storage_node.contents_of(node, machines.engine.inspect()), work=(),
             claims=(), boot="b", card=_card, findings=findings, unclaimed=(), now_s=int(time.time()),
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +83,9 @@ log = logging.getLogger(__name__)
 FILESYSTEMS = frozenset({"ext4", "xfs"})
 
 _TEND_S = 30.0
-"""Between two looks at the ingress rules."""
+"""Between two looks at the ingress rules, and at wipes that have failed."""
+_WIPES_S = 300.0
+"""Between two looks at LVM for wipes that nobody goes on with, as after a volume group was away."""
 
 _SHELF_PROBE_S = 1.0
 """How long the segment is listened to before a shelf's first use; a target answers within milliseconds."""
@@ -108,6 +110,10 @@ class Engine:
         are."""
         self._deleting: set[VolumeId] = set()
         """Volumes that a call is deleting; guarded by the allocation lock."""
+        self._wipes_due_s = 0.0
+        """By the monotonic clock; at once after one has failed."""
+        self.has_changed = threading.Event()
+        """Set by every change that is made here, for whoever goes by an older look; he clears it."""
 
     # --- what there is ------------------------------------------------------------------------------------------
 
@@ -214,7 +220,7 @@ class Engine:
         if any(isinstance(action, CopyRange) for action in actions):
             self._copy(spec, actions)
         else:
-            apply(self._host, actions)
+            self._apply(actions)
         return Volume(
             volume_id=spec.volume_id,
             pool=spec.pool,
@@ -243,7 +249,7 @@ class Engine:
             actions = plan.plan_delete(volume, lv, held, [one.name for one in report.volumes])
             if lv.active and self._host.blocks.open_count(lv.path) > 0:
                 raise InUse(f"volume {volume_id} is open on this machine; stop what uses {lv.path} first")
-            apply(self._host, actions)
+            self._apply(actions)
         for action in actions:
             if isinstance(action, RenameLv):
                 self._wipe(replace(volume, state=VolumeState.DELETING), replace(lv, name=action.new_name))
@@ -266,19 +272,30 @@ class Engine:
 
     def wipe_deleted(self) -> None:
         """Start to wipe every deleted volume that is not being wiped yet."""
+        due_s = time.monotonic() + _WIPES_S
         report = self._host.lvm.report()
-        for volume, lv in self._volumes(report):
-            if volume.state is VolumeState.DELETING and lv.name.startswith("d-"):
+        self._wipes_due_s = due_s
+        for volume, lv in self._volumes(report, lambda lv: lv.name.startswith("d-")):
+            if volume.state is VolumeState.DELETING:
                 self._wipe(volume, lv)
 
     def _wipe(self, volume: Volume, lv: LogicalVolume) -> None:
         actions = plan.plan_wipe(volume, lv)
+        wipe = self._work(actions)
+
+        def work(report: Callable[[int], None]) -> None:
+            try:
+                wipe(report)
+            except BaseException:
+                self._wipes_due_s = 0.0
+                raise
+
         with contextlib.suppress(Unfinished):  # It runs; nobody waits for it.
             self._jobs.run(
                 f"wipe/{lv.vg}/{lv.name}",
                 f"wiping deleted volume {volume.volume_id}",
                 len(actions),
-                self._work(actions),
+                work,
                 wait_s=0,
             )
 
@@ -289,11 +306,10 @@ class Engine:
         report = self._host.lvm.report()
         volume, lv = self._require_volume(report, volume_id)
         pool = pools.view(self._require_pool(volume.pool), report)
-        apply(
-            self._host,
+        self._apply(
             plan.plan_expand(
                 volume, lv, pool, size_bytes=size_bytes, limit_bytes=limit_bytes, exports=self._held(volume_id)
-            ),
+            )
         )
         return replace(
             volume,
@@ -319,7 +335,7 @@ class Engine:
         # Planned twice: a refusal must come before the device is read.
         plan.plan_snapshot(snapshot_id, volume, lv, pool, None)
         filesystem = self._note_filesystem(volume, lv)
-        apply(self._host, plan.plan_snapshot(snapshot_id, volume, lv, pool, filesystem))
+        self._apply(plan.plan_snapshot(snapshot_id, volume, lv, pool, filesystem))
         return self.get_snapshot(snapshot_id)
 
     def delete_snapshot(self, snapshot_id: SnapshotId) -> None:
@@ -329,7 +345,7 @@ class Engine:
         if found is None:
             self._require_absent(report, tags.snapshot_lv_name(snapshot_id), f"snapshot {snapshot_id}")
             return
-        apply(self._host, plan.plan_delete_snapshot(found[1]))
+        self._apply(plan.plan_delete_snapshot(found[1]))
 
     # --- grants -------------------------------------------------------------------------------------------------
 
@@ -346,14 +362,14 @@ class Engine:
             raise Invalid(f"volume {volume_id}: two nodes may write raw block only, not a file system")
         self._ensure_active(lv)
         if not self._held(volume_id):
-            apply(self._host, plan.plan_end_growth(volume, lv))
+            self._apply(plan.plan_end_growth(volume, lv))
         filesystem = self._note_filesystem(volume, lv)
         with self._allocation:
             if writable and volume_id in map(_source_of, self._copied.values()):
                 raise Busy(f"volume {volume_id} is being copied; it can be written to afterwards")
             file, start = self._allocate(volume, lv, node, mode, node_id=node_id, writable=writable, block=block)
         try:
-            apply(self._host, start)
+            self._apply(start)
         except CommandFailed as error:
             # The file stands, and systemd goes on trying: the grant may yet come into force.
             raise Unfinished(
@@ -379,7 +395,7 @@ class Engine:
             if file.address is None:
                 self._revoke_local(file)
             else:
-                apply(self._host, plan.plan_revoke(file, self._host.now_s()))
+                self._apply(plan.plan_revoke(file, self._host.now_s()))
         if held:
             self._note_filesystem_if_possible(volume_id)
 
@@ -402,13 +418,14 @@ class Engine:
         self._try_wipes()
 
     def tend(self) -> None:
-        """Put back ingress rules that somebody flushed, and go on with wipes that were stopped.
+        """Put back ingress rules that somebody flushed, and go on with wipes that have failed or were stopped.
 
         Raises: whatever stopped it; the next round tries again.
         """
         if self._host.ingress is not None:
             self._host.ingress.ensure([san.interface for san in self._settings.san])
-        self.wipe_deleted()
+        if time.monotonic() >= self._wipes_due_s:
+            self.wipe_deleted()
 
     def start_background(self) -> None:
         """Recover, without holding up whoever starts the server, and tend from then on."""
@@ -431,13 +448,19 @@ class Engine:
             if self._stop.wait(_TEND_S):
                 return
 
+    def _apply(self, actions: Iterable[Action], progress: Callable[[Action], None] | None = None) -> None:
+        try:
+            apply(self._host, actions, progress)
+        finally:
+            self.has_changed.set()
+
     def _ensure_active(self, lv: LogicalVolume) -> None:
         if not lv.active:
-            apply(self._host, (ActivateLv(vg=lv.vg, name=lv.name),))
+            self._apply((ActivateLv(vg=lv.vg, name=lv.name),))
 
     def _try(self, actions: tuple[Action, ...]) -> None:
         try:
-            apply(self._host, actions)
+            self._apply(actions)
         except AoECsiError as error:
             log.error("recovery step failed", extra={"error": str(error)})
 
@@ -456,7 +479,7 @@ class Engine:
                 done += 1
                 report(done)
 
-            apply(self._host, actions, count)
+            self._apply(actions, count)
 
         return work
 
@@ -514,7 +537,7 @@ class Engine:
 
     def _discard(self, found: tuple[Volume, LogicalVolume], report: LvmReport) -> None:
         volume, lv = found
-        apply(self._host, plan.plan_delete(volume, lv, (), [one.name for one in report.volumes]))
+        self._apply(plan.plan_delete(volume, lv, (), [one.name for one in report.volumes]))
         self._try_wipes()
 
     def _is_same_attempt(self, found: tuple[Volume, LogicalVolume], spec: VolumeSpec) -> bool:
@@ -574,7 +597,7 @@ class Engine:
             san = self._shared_san(node, volume.san)
             macs = node.macs_on(SanName(san.name))
             noted = addresses.note_boot(files, node)
-            apply(self._host, [PutExport(file=file) for file in noted])
+            self._apply([PutExport(file=file) for file in noted])
             files = (*noted, *(file for file in files if file.address not in {one.address for one in noted}))
             address, former = self._fresh_address(san, files, node)
         file = ExportFile(
@@ -600,7 +623,7 @@ class Engine:
             former=former,
         )
         reserve, *start = plan.plan_publish(file)
-        apply(self._host, (reserve,))
+        self._apply((reserve,))
         return file, tuple(start)
 
     def _fresh_address(
@@ -646,11 +669,11 @@ class Engine:
         fresh = replace(file, macs=macs, boot=node.boot, node_id=node_id)
         if macs == file.macs and file.size_bytes != UNSTARTED_BYTES:
             keep = () if fresh == file else (PutExport(file=fresh),)
-            apply(self._host, keep)
+            self._apply(keep)
             return fresh, (StartExport(address=file.address),)
         fresh = replace(fresh, size_bytes=lv.size_bytes)
         reserve, *restart = plan.plan_refresh(fresh)
-        apply(self._host, (reserve,))
+        self._apply((reserve,))
         return fresh, tuple(restart)
 
     def _shared_san(self, node: NodeIdentity, wanted: SanName | None) -> San:
@@ -698,7 +721,7 @@ class Engine:
                     f"volume {file.volume_id} is still open on {file.node} ({openers} openers of {file.device}); "
                     "unstage it there first"
                 )
-        apply(self._host, (DropExport(file=file),))
+        self._apply((DropExport(file=file),))
 
     def _note_filesystem(self, volume: Volume, lv: LogicalVolume) -> str | None:
         """Look what file system a volume carries, and remember the first one seen in its tags."""
@@ -709,10 +732,7 @@ class Engine:
         found = self._host.blocks.signature(lv.path)
         if found not in FILESYSTEMS:
             return None
-        apply(
-            self._host,
-            (RetagLv(vg=lv.vg, name=lv.name, add=frozenset({tags.filesystem_tag(found)}), remove=frozenset()),),
-        )
+        self._apply((RetagLv(vg=lv.vg, name=lv.name, add=frozenset({tags.filesystem_tag(found)}), remove=frozenset()),))
         return found
 
     def _note_filesystem_if_possible(self, volume_id: VolumeId) -> None:
@@ -779,18 +799,22 @@ class Engine:
 
     def _find_volume(self, report: LvmReport, volume_id: VolumeId) -> tuple[Volume, LogicalVolume] | None:
         name = tags.volume_lv_name(volume_id)
-        return next(((volume, lv) for volume, lv in self._volumes(report) if lv.name == name), None)
+        return next(iter(self._volumes(report, lambda lv: lv.name == name)), None)
 
     def _find_snapshot(self, report: LvmReport, snapshot_id: SnapshotId) -> tuple[Snapshot, LogicalVolume] | None:
         name = tags.snapshot_lv_name(snapshot_id)
-        return next(((one, lv) for one, lv in self._snapshots(report) if lv.name == name), None)
+        return next(iter(self._snapshots(report, lambda lv: lv.name == name)), None)
 
-    def _volumes(self, report: LvmReport) -> list[tuple[Volume, LogicalVolume]]:
-        pairs = ((tags.read_volume(lv, pool), lv) for lv, pool in self._members(report))
+    def _volumes(
+        self, report: LvmReport, which: Callable[[LogicalVolume], bool] = lambda _: True
+    ) -> list[tuple[Volume, LogicalVolume]]:
+        pairs = ((tags.read_volume(lv, pool), lv) for lv, pool in self._members(report) if which(lv))
         return [(volume, lv) for volume, lv in pairs if volume is not None]
 
-    def _snapshots(self, report: LvmReport) -> list[tuple[Snapshot, LogicalVolume]]:
-        pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report))
+    def _snapshots(
+        self, report: LvmReport, which: Callable[[LogicalVolume], bool] = lambda _: True
+    ) -> list[tuple[Snapshot, LogicalVolume]]:
+        pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report) if which(lv))
         return [(snapshot, lv) for snapshot, lv in pairs if snapshot is not None]
 
     def _members(self, report: LvmReport) -> list[tuple[LogicalVolume, PoolName]]:

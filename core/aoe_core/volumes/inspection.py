@@ -67,7 +67,7 @@ def inspect(
             continue
         pool = by_place.get((lv.vg, lv.thin_pool))
         volume = tags.read_volume(lv, pool) if pool else None
-        snapshot = tags.read_snapshot(lv, pool) if pool else None
+        snapshot = tags.read_snapshot(lv, pool) if pool and volume is None else None
         where = f"{lv.vg}/{lv.name}"
         if volume is not None:
             volumes.append(volume)
