@@ -27,6 +27,12 @@ class RecentLook(Generic[Seen]):
                 self._note(self._look())
             return self._seen[0]
 
+    def renew(self, look: Callable[[], Seen]) -> None:
+        """Look in another way, now; who asks meanwhile waits for it. Raises: what it raises, and nothing is kept."""
+        with self._guard:
+            self._seen = ()
+            self._note(look())
+
     def tell(self, seen: Seen) -> None:
         """Take what somebody else has seen just now."""
         with self._guard:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import kopf
 import msgspec
 
-from aoe_core.errors import AoECsiError
+from aoe_core.errors import AoECsiError, Invalid
 from aoe_core.resources.fields import GROUP, VERSION
 from aoe_core.resources.guest_disk import GRANT_FINALIZER, AoEGuestDisk, host_finalizer
 from aoe_core.resources.snapshot import AoESnapshot
@@ -320,13 +320,13 @@ def _needs_nothing(
     kind: str, decoder: msgspec.json.Decoder[Listed], is_as_told: Callable[[Listed], bool], resource: msgspec.Raw
 ) -> bool:
     begin = time.monotonic()
+    written_down = f"{_progress_prefix(_STORAGE)}/"
     try:
         told = decoder.decode(resource)
-    except msgspec.ValidationError:
-        return False
-    # What is to be tried again was written down there, see `_Progress`.
-    written_down = f"{_progress_prefix(_STORAGE)}/"
-    if any(key.startswith(written_down) for key in told.metadata.annotations) or not is_as_told(told):
+        # What is to be tried again was written down there, see `_Progress`.
+        if any(key.startswith(written_down) for key in told.metadata.annotations) or not is_as_told(told):
+            return False
+    except (msgspec.ValidationError, Invalid):
         return False
     metrics.RECONCILED.labels(kind, "done").observe(time.monotonic() - begin)
     return True

@@ -43,8 +43,11 @@ def connect(credentials: kopf.ConnectionInfo, needs_nothing: Mapping[str, NeedsN
     """
 
     class Answer(aiohttp.ClientResponse):
-        async def json(self, **_: Any) -> Any:
+        async def json(self, **known: Any) -> Any:
             """Return what the answer says. In a thread: to look at the host may take a while."""
+            if self.status >= 400:
+                # Said in plain text, or by somebody on the way: kopf knows aiohttp's errors for that, and tries again.
+                return await super().json(**known)
             return await asyncio.to_thread(decode, await self.read(), needs_nothing)
 
     session = aiohttp.ClientSession(

@@ -67,6 +67,13 @@ class Seen:
                 f" kubectl annotate --overwrite aoevolume {name} {FOLLOW}={now.generation}"
             )
 
+    def is_noted(self, volume: AoEVolume) -> bool:
+        """Say whether a volume's spec is the one that was seen last, and is followed. Notes nothing: for what may be
+        older than what is being looked at just now."""
+        name = volume.metadata.name
+        known = self._records().get(name)
+        return known is not None and not known.held and name not in self._damaged and plan(known, volume) == known
+
     def forget(self, name: str) -> None:
         """Forget a volume that was deleted. Raises: CommandFailed."""
         if name in self._records():

@@ -6,7 +6,7 @@ Ready; to delete what is held.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,10 +23,8 @@ from aoe_core.model import (
     SnapshotId,
     Volume,
     VolumeId,
-    VolumeStatus,
     serial_of,
 )
-from aoe_core.recent import RecentLook
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
@@ -39,6 +37,7 @@ from aoe_core.volumes.engine import Engine
 from aoe_core.volumes.inspection import Inspection
 from aoe_operator import finalizer
 from aoe_operator.finalizer import FINALIZER
+from aoe_operator.first_look import FirstLook
 from aoe_operator.seen import Seen
 
 log = logging.getLogger(__name__)
@@ -53,8 +52,6 @@ _SOON_S = 1.0
 _UNFINISHED_S = 5.0
 """A copy under way, a disk or SAN that is away, an exporter that the kernel holds: each look at that takes a minute."""
 _LATER_S = 30.0
-_FIRST_LOOK_S = 30.0
-"""How old a look at LVM may be by which a volume is taken for settled."""
 
 
 @dataclass(slots=True)
@@ -108,15 +105,6 @@ def _told_keys(grants: Iterable[GrantStatus]) -> frozenset[_Key]:
     return frozenset((one.node, one.node_id, one.address, one.mode.value) for one in grants)
 
 
-@dataclass(frozen=True, slots=True)
-class _FirstLook:
-    """What was on the host when this process began."""
-
-    volumes: Mapping[VolumeId, VolumeStatus]
-    """The ready ones."""
-    snapshots: frozenset[SnapshotId]
-
-
 def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
     metadata, status = volume.metadata, volume.status
     return (
@@ -143,9 +131,10 @@ class StorageRole:
         self._seen = seen
         self._now_s = now_s
         self._locks = Locks()
-        self._first_look = RecentLook(self._look, age_s=_FIRST_LOOK_S)
+        self._first_look = FirstLook(engine.inspect)
         self._met: set[str] = set()
-        """Volumes and snapshots whose resources were seen; their names differ."""
+        self._met_snapshots: set[str] = set()
+        """Those whose resources were seen."""
         self._settled: dict[str, frozenset[_Key]] = {}
         """Volume → its grants when it was last as wanted: a hint for `find_drifted`, never an answer. It stays until
         the volume is as wanted again: what was found and could not be mended is found again."""
@@ -159,8 +148,11 @@ class StorageRole:
         snapshots = {str(one.snapshot_id) for one in there.snapshots}
         return tuple(
             Orphan(kind=kind, name=name, fact=f"it is in LVM, and no {resource.__name__} of this node has its name")
-            for kind, names, resource in (("volume", volumes, AoEVolume), ("snapshot", snapshots, AoESnapshot))
-            for name in sorted(names - self._met)
+            for kind, names, resource in (
+                ("volume", volumes - self._met, AoEVolume),
+                ("snapshot", snapshots - self._met_snapshots, AoESnapshot),
+            )
+            for name in sorted(names)
             if not self._is_claimed(kind, name)
         )
 
@@ -178,22 +170,25 @@ class StorageRole:
         kopf serves no kind whose definition is going, since the API server offers no patch of it any more, and the
         finalizers would stay for ever. Two questions while no definition is going. Raises: Unreachable, Busy.
         """
-        self._let_go_of(AoEVolume)
-        self._let_go_of(AoESnapshot)
+        self._let_go_of(AoEVolume, self._forget)
+        self._let_go_of(AoESnapshot, self._forget_snapshot)
 
-    def _let_go_of(self, kind: type[Held]) -> None:
+    def _let_go_of(self, kind: type[Held], forget: Callable[[str], None]) -> None:
         if not self._store.is_definition_going(kind):
             return
         with suppress(NotFound):  # The definition is gone meanwhile.
             for resource in self._store.list(kind):
                 if resource.spec.node == self._node and resource.metadata.deletion_timestamp is not None:
                     finalizer.take_off(self._store, resource)
-                    self._forget(resource.metadata.name)
+                    forget(resource.metadata.name)
 
     def _forget(self, name: str) -> None:
         """What no resource speaks of any more is an orphan from now on."""
         self._settled.pop(name, None)
         self._met.discard(name)
+
+    def _forget_snapshot(self, name: str) -> None:
+        self._met_snapshots.discard(name)
 
     def find_drifted(self, there: Inspection) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now; nobody is asked for it.
@@ -218,13 +213,15 @@ class StorageRole:
         name, status = volume.metadata.name, volume.status
         told, tickets = _told_keys(status.grants), volume.spec.tickets
         # First, and without LVM: an export that nobody wants any more must not wait for it.
-        if not _claims_to_be_settled(volume, self._node) or {key[:2] for key in told} != {
-            (one.node, one.node_id) for one in tickets
-        }:
+        if (
+            not _claims_to_be_settled(volume, self._node)
+            or {key[:2] for key in told} != {(one.node, one.node_id) for one in tickets}
+            or status.sans != self._sans(volume)
+        ):
             return False
         if name in self._met:
-            # Listed once more, after the watch broke.
-            return self._settled.get(name) == told and self._is_current(volume)
+            # Listed once more, after the watch broke: it may have been looked at since it was listed.
+            return self._settled.get(name) == told and self._seen.is_noted(volume)
         there = self._first_look.take().volumes.get(VolumeId(name))
         if there is None or conversion.request_of(volume).size_bytes > there.volume.size_bytes:
             return False
@@ -232,7 +229,9 @@ class StorageRole:
             any(_answers(grant, ticket) for ticket in tickets) for grant in there.grants
         ):
             return False
-        if not self._is_current(volume):
+        try:
+            self._seen.require_current(volume)
+        except AoECsiError:
             return False
         self._met.add(name)
         self._settled[name] = told
@@ -250,24 +249,10 @@ class StorageRole:
             and all(condition.status == "True" for condition in status.conditions)
         ):
             return False
-        if name not in self._met and SnapshotId(name) not in self._first_look.take().snapshots:
+        if name not in self._met_snapshots and SnapshotId(name) not in self._first_look.take().snapshots:
             return False
-        self._met.add(name)
+        self._met_snapshots.add(name)
         return True
-
-    def _is_current(self, volume: AoEVolume) -> bool:
-        try:
-            self._seen.require_current(volume)
-        except AoECsiError:
-            return False
-        return True
-
-    def _look(self) -> _FirstLook:
-        there = self._engine.inspect()
-        return _FirstLook(
-            volumes={one.volume.volume_id: one for one in there.ready()},
-            snapshots=frozenset(one.snapshot_id for one in there.snapshots),
-        )
 
     def reconcile_volume(self, name: str) -> float | None:
         """Bring one volume a step nearer to what is wanted.
@@ -590,9 +575,9 @@ class StorageRole:
         """Take or remove one snapshot. Returns and raises as `reconcile_volume` does."""
         snapshot = self._store.find(AoESnapshot, name)
         if snapshot is None:
-            self._met.discard(name)
+            self._forget_snapshot(name)
             return None
-        self._met.add(name)
+        self._met_snapshots.add(name)
         if snapshot.spec.node != self._node:
             return None
         snapshot_id = SnapshotId(name)
@@ -646,7 +631,7 @@ class StorageRole:
             return None
         if self._store.is_definition_going(AoESnapshot):
             finalizer.take_off(self._store, snapshot)
-            self._forget(snapshot.metadata.name)
+            self._forget_snapshot(snapshot.metadata.name)
             return None
         try:
             if snapshot.status.taken_at is not None and snapshot.status.pool not in self._engine.pools():

@@ -1,12 +1,12 @@
 """A storage node's own resource: its settings out of the spec and its claims, and its status out of the engine."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Unreachable
-from aoe_core.model import NO_CAPACITY, PoolName
+from aoe_core.model import NO_CAPACITY, Capacity, PoolName
 from aoe_core.resources import conditions, events
 from aoe_core.resources.events import Event, Events
 from aoe_core.resources.fields import Progress, parse_quantity, quantity
@@ -32,8 +32,7 @@ from aoe_operator import metrics
 class Contents:
     """What a look at the host comes to in the status of its AoENode; very many volumes make a large Inspection."""
 
-    pools: tuple[PoolStatus, ...]
-    free: str
+    capacities: Mapping[PoolName, Capacity]
     volumes: int
     exports: int
     orphans: tuple[Orphan, ...]
@@ -107,7 +106,7 @@ def report(
         lacking = [one for one in findings if one.severity == "error"]
         if lacking:
             raise Unreachable("; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in lacking))
-        status = _with_contents(status, contents(), work, unclaimed)
+        status = _with_contents(status, node, contents(), work, unclaimed)
     except AoECsiError as error:
         said = conditions.put_error(status.conditions, "Ready", error, generation=node.metadata.generation, now_s=now_s)
     else:
@@ -135,11 +134,23 @@ def _of_new_orphans(before: AoENodeStatus, now: AoENodeStatus) -> tuple[Event, .
     )
 
 
-def contents_of(node: AoENode, there: Inspection) -> Contents:
+def contents_of(there: Inspection) -> Contents:
     """Return what a look at the host comes to."""
-    # A pool that the resource has only just named is unknown to this process, which ends for it.
-    capacities = {pool.name: there.capacities.get(PoolName(pool.name), NO_CAPACITY) for pool in node.spec.pools}
     return Contents(
+        capacities=there.capacities,
+        volumes=len(there.volumes),
+        exports=sum(unit.serving for unit in there.units.values()),
+        orphans=tuple(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in there.orphans[:MAX_ORPHANS]),
+    )
+
+
+def _with_contents(
+    status: AoENodeStatus, node: AoENode, contents: Contents, work: Iterable[Work], unclaimed: tuple[Orphan, ...]
+) -> AoENodeStatus:
+    # A pool that the resource has only just named is unknown to this process, which ends for it.
+    capacities = {pool.name: contents.capacities.get(PoolName(pool.name), NO_CAPACITY) for pool in node.spec.pools}
+    return replace(
+        status,
         pools=tuple(
             PoolStatus(
                 name=pool.name,
@@ -150,19 +161,6 @@ def contents_of(node: AoENode, there: Inspection) -> Contents:
             for pool in node.spec.pools
         ),
         free=quantity(sum(capacity.available_bytes for capacity in capacities.values())),
-        volumes=len(there.volumes),
-        exports=sum(unit.serving for unit in there.units.values()),
-        orphans=tuple(Orphan(kind=one.kind, name=one.name, fact=one.fact) for one in there.orphans[:MAX_ORPHANS]),
-    )
-
-
-def _with_contents(
-    status: AoENodeStatus, contents: Contents, work: Iterable[Work], unclaimed: tuple[Orphan, ...]
-) -> AoENodeStatus:
-    return replace(
-        status,
-        pools=contents.pools,
-        free=contents.free,
         volumes=contents.volumes,
         work=tuple(
             Progress(work=one.what[:256], percent=one.percent)

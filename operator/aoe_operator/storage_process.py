@@ -92,7 +92,7 @@ class StorageProcess:
         ]
         self._reports = 0
         # Longer than between two sweeps: while nothing happens here these are the only looks at LVM.
-        self._contents = RecentLook(lambda: self._contents_of(self.engine.inspect()), age_s=_LOOK_AFTER * heartbeat_s)
+        self._contents = RecentLook(lambda: _contents_of(self.engine.inspect()), age_s=_LOOK_AFTER * heartbeat_s)
 
     def __enter__(self) -> Self:
         self.engine.start_background()
@@ -158,8 +158,7 @@ class StorageProcess:
     def sweep(self) -> None:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
         self.role.let_go()
-        there = self.engine.inspect()
-        self._contents.tell(self._contents_of(there))
+        there = self._inspect()
         self.claim_more(there.exports)
         drifted = self.role.find_drifted(there)
         self._unclaimed = self.role.find_unclaimed(there)
@@ -170,9 +169,16 @@ class StorageProcess:
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
 
-    def _contents_of(self, there: Inspection) -> storage_node.Contents:
-        metrics.show_inspection(there)
-        return storage_node.contents_of(self._node, there)
+    def _inspect(self) -> Inspection:
+        """Look at the host, also for the reports until the next look."""
+        seen: list[Inspection] = []
+
+        def look() -> storage_node.Contents:
+            seen.append(self.engine.inspect())
+            return _contents_of(seen[0])
+
+        self._contents.renew(look)
+        return seen[0]
 
     def claim_more(self, files: Collection[ExportFile]) -> None:
         """Claim a further shelf where addresses run short, and ask for the process's end, to start anew with it."""
@@ -189,6 +195,11 @@ class StorageProcess:
                 continue
             log.warning("addresses ran short; a further shelf is claimed", extra={"shelf": claim.metadata.name})
             self._stop.set()
+
+
+def _contents_of(there: Inspection) -> storage_node.Contents:
+    metrics.show_inspection(there)
+    return storage_node.contents_of(there)
 
 
 def await_node(store: Store, name: str) -> AoENode:

@@ -272,9 +272,13 @@ class Engine:
 
     def wipe_deleted(self) -> None:
         """Start to wipe every deleted volume that is not being wiped yet."""
-        due_s = time.monotonic() + _WIPES_S
-        report = self._host.lvm.report()
-        self._wipes_due_s = due_s
+        # Before anything is seen: what fails meanwhile is looked at again at once.
+        self._wipes_due_s = time.monotonic() + _WIPES_S
+        try:
+            report = self._host.lvm.report()
+        except AoECsiError:
+            self._wipes_due_s = 0.0
+            raise
         for volume, lv in self._volumes(report, lambda lv: lv.name.startswith("d-")):
             if volume.state is VolumeState.DELETING:
                 self._wipe(volume, lv)

@@ -43,3 +43,16 @@ def test_a_look_that_failed_is_made_again() -> None:
     with pytest.raises(CommandFailed):
         lately.take()
     assert lately.take() == 1
+
+
+def test_another_way_of_looking_counts_as_a_look_and_one_that_fails_leaves_nothing() -> None:
+    lately = RecentLook(itertools.count().__next__, age_s=1000)
+    lately.renew(lambda: 7)
+    assert lately.take() == 7
+    with pytest.raises(ValueError, match="blind"):
+        lately.renew(_fails)
+    assert lately.take() == 0
+
+
+def _fails() -> int:
+    raise ValueError("blind")
