@@ -8,12 +8,14 @@ that. Refuses: a system of any kind in the guest; emulated twice, each process c
 from __future__ import annotations
 
 import json
+import os
 import platform
 import secrets
 import socket
 import sys
 import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,8 @@ from aoe_lab.errors import LabError
 from aoe_lab.initramfs import write_initramfs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aoe_lab.machine import Machine
 
 INIT = CHECKOUT / "lab" / "guest" / "init"
@@ -35,6 +39,9 @@ MEMORY_MIB = 160
 BOOT_S = 400.0
 """An emulated machine in an emulated machine: 80 to 95 s were seen on two cores."""
 ANSWER_S = 180.0
+PING_S = 10.0
+CHECKED_AT_ONCE = 50
+"""Blocks; each takes a guest up to a second, and an answer may take ANSWER_S."""
 CAPABILITIES_S = 300.0
 """libvirt starts each emulator once to see what it can, and whoever asks first waits for that."""
 DEFINE_S = 180.0
@@ -110,7 +117,7 @@ def await_ready(name: str, timeout_s: float = BOOT_S) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:
-            if ask(name, "ping", timeout_s=10) == ["pong"]:
+            if ask(name, "ping", timeout_s=PING_S) == ["pong"]:
                 return
         except (OSError, LabError):
             time.sleep(1)
@@ -128,8 +135,9 @@ def ask_at(port: Path, command: str, *, timeout_s: float = ANSWER_S) -> list[str
     """The same of a guest whose serial port is at a path."""
     token = secrets.token_hex(4)
     end = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(port))
+    with socket.socket(socket.AF_UNIX) as line, _directory(port.parent) as directory:
+        # By a short name: the path of a socket may have 107 characters, and one below a pod has more. unix(7)
+        line.connect(f"{directory}/{port.name}")
         # The empty line ends whatever an asker before us began to say.
         line.sendall(f"\n{token} {command}\n".encode())
         heard = b""
@@ -149,6 +157,15 @@ def ask_at(port: Path, command: str, *, timeout_s: float = ANSWER_S) -> list[str
     return [one.removeprefix(f"{token} ") for one in lines if one.startswith(f"{token} ")][:-1]
 
 
+@contextmanager
+def _directory(path: Path) -> Iterator[str]:
+    opened = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{opened}"
+    finally:
+        os.close(opened)
+
+
 def main() -> int:
     """Do one thing, as told by `Guest` from outside; the answer is a line of JSON."""
     act, *arguments = sys.argv[1:]
@@ -163,7 +180,9 @@ def main() -> int:
         case "ask":
             answer = ask(arguments[0], " ".join(arguments[1:]))
         case "ask-at":
-            answer = ask_at(Path(arguments[0]), " ".join(arguments[1:]))
+            command = " ".join(arguments[1:])
+            # What was said to a guest that was not listening yet is lost.
+            answer = ask_at(Path(arguments[0]), command, timeout_s=PING_S if command == "ping" else ANSWER_S)
         case _:
             raise LabError(f"aoe_lab.guest does not know {act!r}")
     print(json.dumps(answer))
@@ -240,7 +259,10 @@ class GuestLine(ABC):
 
     def wrong(self, disk: str, salt: str, last: int) -> int:
         """Return how many of the blocks 0 to `last` are not what the writer wrote."""
-        return int(self.ask("check", disk, salt, str(last))[0])
+        return sum(
+            int(self.ask("check", disk, salt, f"{first} {min(first + CHECKED_AT_ONCE - 1, last)}")[0])
+            for first in range(0, last + 1, CHECKED_AT_ONCE)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

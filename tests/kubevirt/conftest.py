@@ -15,6 +15,8 @@ from aoe_lab.lab import default_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DEAD_S = 600
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -26,7 +28,9 @@ def cluster() -> Iterator[Cluster]:
         return
     name = f"{default_name()}-kubevirt"
     with Cluster.start(storage=1, compute=2, name=name, more=installation.additions()) as started:
-        started.install()
+        # Emulated machines with KubeVirt on them boot slowly: guests wait for the storage machine, as in production.
+        nodes = [node | {"restSeconds": DEAD_S + 60} for node in started.values()["storageNodes"]]
+        started.install(initiator={"deadSeconds": DEAD_S}, storageNodes=nodes)
         started.await_ready()
         installation.install(started)
         yield started

@@ -6,6 +6,7 @@ it mounts or caches: what it says it wrote is on stable storage.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -82,14 +83,18 @@ def volume(cluster: Standalone) -> Iterator[Callable[[], Workload]]:
         return one
 
     yield make
-    for one in made:
-        one.delete()
+    with contextlib.ExitStack() as each:
+        for one in made:
+            each.callback(one.delete)
 
 
 @pytest.fixture
 def guest(running: Guest, host: Machine, volume: Callable[[], Workload]) -> Iterator[Guest]:
     """The guest, with nothing of a test before."""
     del volume  # What it made is deleted after the guest has given it back.
+    if running.state() == "paused":
+        # By a test that failed.
+        host.run(["virsh", "resume", running.name])
     if running.state() == "shut off":
         running.start()
     yield running
@@ -276,12 +281,14 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
     command(host, "attach", guest.name, one.volume_id)
     assert guest.write(guest.await_disk(serial_of(one)).name, "kept", 0)
     host.run(["virsh", "suspend", guest.name])
-    refused = command(host, "detach", guest.name, one.volume_id, "--wait", "25", check=False)
-    assert refused.code == 2
-    assert "shut the guest down" in refused.stderr
-    assert listed(host)[0]["state"] == "ending"
-    assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
-    host.run(["virsh", "resume", guest.name])
+    try:
+        refused = command(host, "detach", guest.name, one.volume_id, "--wait", "25", check=False)
+        assert refused.code == 2
+        assert "shut the guest down" in refused.stderr
+        assert listed(host)[0]["state"] == "ending"
+        assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
+    finally:
+        host.run(["virsh", "resume", guest.name])
     command(host, "detach", guest.name, one.volume_id)
     assert_nothing_left(cluster, host, guest, one)
 
@@ -312,10 +319,10 @@ def _cut_and_boot(cluster: Standalone, host: Machine) -> None:
     host.power_cut()
     host.boot()
     host.wait_ready()
-    cluster.compute[HYPERVISOR].connect()
+    cluster.compute[HYPERVISOR].connect(300)
     # libvirt starts its guests when it starts, and a question starts it.
     until = time.monotonic() + 300
-    while host.run(["virsh", "list", "--all"], check=False, timeout_s=120).code != 0:
+    while host.run(["virsh", "list", "--all"], check=False, timeout_s=300).code != 0:
         if time.monotonic() > until:
             raise LabError(host.run("journalctl --no-pager -n 40 -u libvirtd").stdout)
         time.sleep(2)

@@ -23,6 +23,8 @@ ARCHIVE = "containerd.tar"
 DIRECTORY = "/var/lib/containerd"
 START_S = 30.0
 NAMESPACE = "k8s.io"
+KEPT = ("--xattrs", "--xattrs-include=*")
+"""Of files, beside what tar keeps anyway: capabilities are extended attributes."""
 _CONFIGURATION = """
 version = 2
 root = "{place}/root"
@@ -48,19 +50,19 @@ def ensure_store(images: Mapping[str, Path], tags: Mapping[str, str]) -> Path:
             client = (programs / "ctr", "--address", place / "socket", "--namespace", NAMESPACE, "images")
             _await(place / "socket", log)
             for archive in images.values():
-                process.run([*client, "import", archive], timeout_s=300)
+                process.run([*client, "import", archive], timeout_s=900)
             for tag, name in tags.items():
                 process.run([*client, "tag", name, tag], timeout_s=60)
         finally:
             daemon.terminate()
             daemon.wait()
         process.run(
-            ["tar", "--create", f"--file={place / ARCHIVE}", f"--directory={place / 'root'}", "."], timeout_s=300
+            ["tar", "--create", *KEPT, f"--file={place / ARCHIVE}", f"--directory={place / 'root'}", "."], timeout_s=900
         )
         for left in (place / "root", place / "state"):
             shutil.rmtree(left)
 
-    key = content_key(*images.values(), repr(sorted(tags.items())), RELEASE, _CONFIGURATION)
+    key = content_key(*images.values(), repr((sorted(tags.items()), KEPT)), RELEASE, _CONFIGURATION)
     return built("containerd-store", key, "importing images", build) / ARCHIVE
 
 

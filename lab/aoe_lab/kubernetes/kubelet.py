@@ -6,12 +6,13 @@ Owns: what a machine is given to join, as files and units of its own, so that it
 from __future__ import annotations
 
 import io
+import shlex
 import tarfile
 import time
 from typing import TYPE_CHECKING
 
 from aoe_lab.errors import LabError
-from aoe_lab.kubernetes.containers import ARCHIVE, DIRECTORY
+from aoe_lab.kubernetes.containers import ARCHIVE, DIRECTORY, KEPT
 from aoe_lab.kubernetes.control_plane import PORT, SERVICE_ADDRESS
 from aoe_lab.kubernetes.images import SANDBOX
 from aoe_lab.tools_disk import MOUNTED_AT
@@ -143,7 +144,8 @@ def join(machine: Machine, plane: ControlPlane) -> None:
     }
     # As one, since each command to an emulated machine takes it a second.
     machine.run("mkdir -p /opt/cni /var/lib/kubelet && tar -x -C /", stdin=_packed(files))
-    machine.run(f"mkdir -p {DIRECTORY} && tar -xf {MOUNTED_AT}/bin/{ARCHIVE} -C {DIRECTORY}", timeout_s=300)
+    unpack = shlex.join(["tar", "--extract", *KEPT, f"--file={MOUNTED_AT}/bin/{ARCHIVE}", f"--directory={DIRECTORY}"])
+    machine.run(f"mkdir -p {DIRECTORY} && {unpack}", timeout_s=900)
     machine.run("systemctl daemon-reload; systemctl enable -q --now containerd lab-pods kubelet", timeout_s=300)
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:

@@ -33,6 +33,8 @@ _SOURCES = {
     "cmd/virt-launcher/node-labeller/node-labeller.sh": "usr/bin/node-labeller.sh",
 }
 """Path in KubeVirt's module → path in the tree."""
+_DISK_PROGRAM = "cmd/container-disk-v2alpha/main.c"
+"""What the pod runs by which a volume comes to the node of a running machine."""
 _MANIFESTS = ("manifests/generated/kv-resource.yaml", "manifests/generated/rbac-operator.authorization.k8s.yaml.in")
 _QEMU = 107
 _NONROOT = 1001
@@ -80,11 +82,11 @@ def ensure_sources() -> Path:
 
     def build(place: Path) -> None:
         source = source_of(KUBEVIRT.versioned, KUBEVIRT.source)
-        for path in (*_SOURCES, *_MANIFESTS):
+        for path in (*_SOURCES, _DISK_PROGRAM, *_MANIFESTS):
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_bytes((source / path).read_bytes())
 
-    key = content_key(KUBEVIRT.source, repr((_SOURCES, _MANIFESTS)))
+    key = content_key(KUBEVIRT.source, repr((_SOURCES, _DISK_PROGRAM, _MANIFESTS)))
     return built("kubevirt-sources", key, "fetching KubeVirt's manifests", build)
 
 
@@ -115,10 +117,13 @@ def _make_tree(tree: Path, programs: dict[str, Path], sources: Path) -> None:
     )  # fmt: skip
     for name, program in programs.items():
         shutil.copy2(program, tree / "usr" / "bin" / name)
+    disk_program = tree / "usr" / "bin" / "container-disk"
+    process.run(["gcc", "-static", "-O2", "-o", disk_program, sources / _DISK_PROGRAM], timeout_s=120)
     os.setxattr(tree / "usr" / "bin" / "virt-launcher-monitor", "security.capability", _MAY_BIND_LOW_PORTS)
     for source, target in _SOURCES.items():
         shutil.copyfile(sources / source, tree / target)
     (tree / "usr" / "bin" / "node-labeller.sh").chmod(0o755)
+    (tree / "usr" / "lib" / "libvirt").mkdir(parents=True, exist_ok=True)
     shutil.copy2(tree / "usr" / "sbin" / "libvirtd", tree / "usr" / "lib" / "libvirt" / "virtqemud")
     shutil.copyfile(RECIPE / "virtqemud", tree / "usr" / "sbin" / "virtqemud")
     (tree / "usr" / "sbin" / "virtqemud").chmod(0o755)

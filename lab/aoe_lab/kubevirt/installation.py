@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 NAMESPACE = "kubevirt"
 MEMORY_MIB = 3072
 """Of each machine: KubeVirt's own pods take half of it."""
-DEPLOYED_S = 1200.0
+DEPLOYED_S = 2400.0
 """Its images are there, but virt-operator waits for each component it has started, in emulation."""
-LABELS = ("node-role.kubernetes.io/control-plane=", "node-role.kubernetes.io/worker=")
+WORKER = "node-role.kubernetes.io/worker"
+LABELS = ("node-role.kubernetes.io/control-plane=", f"{WORKER}=")
 """virt-operator, virt-api and virt-controller insist on the first."""
 FEATURES = ("DeclarativeHotplugVolumes", "ExpandDisks")
 
@@ -136,6 +137,8 @@ def _wanted() -> dict[str, Any]:
         "spec": {
             "imagePullPolicy": "IfNotPresent",
             "infra": {"replicas": 1},
+            # No guest on a storage machine: it would have its disks without the SAN, and its node is cut in tests.
+            "workloads": {"nodePlacement": {"nodeSelector": {WORKER: ""}}},
             "configuration": {
                 "developerConfiguration": {"useEmulation": True, "featureGates": list(FEATURES)},
                 "imagePullPolicy": "IfNotPresent",

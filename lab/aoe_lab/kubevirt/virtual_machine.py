@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from aoe_lab.process import Finished
 
 READY_S = 600.0
-MEMORY = "128Mi"
+ANSWERS_S = 3 * BOOT_S
+"""Three machines share two processors here, and KubeVirt has its own pods."""
+MEMORY = "192Mi"
 ROOT = "root"
 
 
@@ -95,7 +97,7 @@ class VirtualMachine(GuestLine):
         """Wait until it is Ready and its guest answers. Raises: LabError with what is said instead."""
         self._await_status("Running")
         # Its kernel is emulated by an emulated processor.
-        self.cluster.await_(self._silent, f"guest {self.name} to answer", BOOT_S)
+        self.cluster.await_(self._silent, f"guest {self.name} to answer", ANSWERS_S)
 
     def stop(self) -> None:
         """Have it halted, and wait until it is."""
