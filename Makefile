@@ -202,7 +202,7 @@ test: lint test-unit test-cluster test-main-pods test-lab ## Do all five, cheape
 
 .PHONY: test-long
 test-long: test-pods $(STAMPS)/kubevirt-packages ## Run the tests that take minutes or hours
-	$(PYTEST) -m long tests
+	for part in simulated cluster lab pods guests kubevirt demo; do $(PYTEST) -m long tests/$$part || exit 1; done
 
 .PHONY: bench bench-standalone bench-resources bench-claims bench-guests
 bench: bench-standalone bench-resources bench-claims bench-guests ## Measure, as ratios where there is something to compare with; writes docs/evidence/

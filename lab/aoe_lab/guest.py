@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 import time
+import uuid
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,10 +56,14 @@ def serial_socket(name: str) -> Path:
 
 
 def domain_xml(name: str, *, slots: int = SLOTS) -> str:
-    """Return a domain with `slots` free PCIe ports and nothing that would take one of them."""
+    """Return a domain with `slots` free PCIe ports and nothing that would take one of them.
+
+    Its UUID is always the same on one machine: libvirt refuses a name that it knows under another one.
+    """
+    identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.{platform.node()}")
     ports = "".join("<controller type='pci' model='pcie-root-port'/>" for _ in range(slots))
     return f"""<domain type='qemu'>
-  <name>{name}</name><memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>
+  <name>{name}</name><uuid>{identity}</uuid><memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{PLACE}/guest-kernel</kernel><initrd>{PLACE}/guest-initrd</initrd>
@@ -220,9 +225,9 @@ class GuestLine(ABC):
         """Return the disk of a serial, None when the guest's kernel has none."""
         return next((disk for disk in self.disks() if disk.serial == serial), None)
 
-    def await_disk(self, serial: str, *, size_bytes: int | None = None) -> SeenDisk:
+    def await_disk(self, serial: str, *, size_bytes: int | None = None, timeout_s: float = SEEN_S) -> SeenDisk:
         """Wait until the guest's kernel has a disk of this serial, and size. Raises: LabError with what it has."""
-        until = time.monotonic() + SEEN_S
+        until = time.monotonic() + timeout_s
         while (disk := self.find_disk(serial)) is None or size_bytes not in (None, disk.size_bytes):
             if time.monotonic() > until:
                 raise LabError(f"the guest has {self.disks()}, and no disk {serial} of {size_bytes or 'any'} bytes")

@@ -10,7 +10,7 @@ from tests.guests.guest_disks import GuestDisks
 from tests.pods.claims import Claims
 
 from aoe_lab.guest import Guest
-from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 def cluster() -> Iterator[Cluster]:
     """A cluster of a storage machine and a hypervisor, with aoe-csi installed, or the one AOE_LAB_CLUSTER names."""
     if running := os.environ.get("AOE_LAB_CLUSTER"):
-        attached = Cluster.attach(running)
+        attached = Cluster.attach(running, dead_s=OUTLASTING_DEAD_S)
         attached.lab.heal()
         yield attached
         return
-    with Cluster.start(storage=1, compute=0, hypervisors=1, name=f"{default_name()}-guests") as started:
+    name = f"{default_name()}-guests-cluster"
+    with Cluster.start(storage=1, compute=0, hypervisors=1, name=name, dead_s=OUTLASTING_DEAD_S) as started:
         started.install()
         started.await_ready()
         yield started
@@ -41,10 +42,21 @@ def running(cluster: Cluster) -> Guest:
 
 
 @pytest.fixture
-def guest(running: Guest) -> Guest:
-    if running.state() == "shut off":
-        running.start()
-    return running
+def guest(running: Guest, cluster: Cluster, disks: GuestDisks) -> Iterator[Guest]:
+    """The guest, whatever a test that failed has left of it and of its machines."""
+    del disks  # They are deleted after the guest listens again.
+    cluster.lab.heal()
+    _revive(running)
+    yield running
+    _revive(running)
+
+
+def _revive(guest: Guest) -> None:
+    match guest.state():
+        case "shut off":
+            guest.start()
+        case "paused":
+            guest.machine.run(["virsh", "resume", guest.name])
 
 
 @pytest.fixture

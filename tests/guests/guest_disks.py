@@ -59,7 +59,8 @@ class GuestDisks:
 
     def detach(self, name: str, *, timeout_s: float = LET_GO_S) -> None:
         """Ask for a disk's end and wait for it."""
-        self.claims.kubectl("delete", "aoeguestdisk", name, f"--timeout={timeout_s:g}s", timeout_s=timeout_s + 30)
+        words = ("--ignore-not-found", f"--timeout={timeout_s:g}s")
+        self.claims.kubectl("delete", "aoeguestdisk", name, *words, timeout_s=timeout_s + 30)
 
     def delete_all(self) -> None:
         """End all of the namespace."""

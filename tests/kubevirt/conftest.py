@@ -8,29 +8,26 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.pods.claims import Claims
 
-from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
 from aoe_lab.kubevirt import installation
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEAD_S = 600
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster of one storage and two compute machines with aoe-csi and KubeVirt, or the one AOE_LAB_CLUSTER names."""
     if running := os.environ.get("AOE_LAB_CLUSTER"):
-        attached = Cluster.attach(running)
+        attached = Cluster.attach(running, dead_s=OUTLASTING_DEAD_S)
         attached.lab.heal()
         yield attached
         return
     name = f"{default_name()}-kubevirt"
-    with Cluster.start(storage=1, compute=2, name=name, more=installation.additions()) as started:
-        # Emulated machines with KubeVirt on them boot slowly: guests wait for the storage machine, as in production.
-        nodes = [node | {"restSeconds": DEAD_S + 60} for node in started.values()["storageNodes"]]
-        started.install(initiator={"deadSeconds": DEAD_S}, storageNodes=nodes)
+    more = installation.additions()
+    with Cluster.start(storage=1, compute=2, name=name, more=more, dead_s=OUTLASTING_DEAD_S) as started:
+        started.install()
         started.await_ready()
         installation.install(started)
         yield started

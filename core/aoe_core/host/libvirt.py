@@ -160,8 +160,9 @@ def translated(api: ModuleType, error: Any, refusal: str, *, changes: bool) -> A
         return Unfinished(lost) if changes else Unreachable(lost)
     if code == api.VIR_ERR_INTERNAL_ERROR and _NO_SLOT in _text(error):
         return NoSpace(sentence)
+    if code == api.VIR_ERR_NO_DOMAIN:
+        return NotFound(f"{sentence}; look at virsh list --all")
     kinds: dict[int, type[AoECsiError]] = {
-        api.VIR_ERR_NO_DOMAIN: NotFound,
         api.VIR_ERR_DEVICE_MISSING: NotFound,
         api.VIR_ERR_CONFIG_UNSUPPORTED: Conflict,  # "non unique alias detected", among others.
         api.VIR_ERR_XML_ERROR: Conflict,  # "target 'vdb' duplicated for disk sources".

@@ -25,6 +25,7 @@ def main() -> int:
     up = commands.add_parser("up", help="start a cluster and install aoe-csi")
     up.add_argument("--storage", type=int, default=1, help="machines with disks; default: %(default)s")
     up.add_argument("--compute", type=int, default=1, help="machines without; default: %(default)s")
+    up.add_argument("--hypervisors", type=int, default=0, help="machines with libvirt; default: %(default)s")
     up.add_argument("--san", action="append", metavar="NAME", help="a segment; may be repeated; default: main")
     up.add_argument("--bare", action="store_true", help="do not install aoe-csi")
     up.set_defaults(act=_up)
@@ -43,7 +44,13 @@ def main() -> int:
 
 def _up(options: argparse.Namespace) -> None:
     sans = tuple(options.san or ("main",))
-    cluster = Cluster.start(storage=options.storage, compute=options.compute, sans=sans, name=options.name)
+    cluster = Cluster.start(
+        storage=options.storage,
+        compute=options.compute,
+        hypervisors=options.hypervisors,
+        sans=sans,
+        name=options.name,
+    )
     try:
         if not options.bare:
             cluster.install()

@@ -78,6 +78,10 @@ class Additions:
 
 
 NOTHING_MORE = Additions()
+DEAD_S = 120
+"""Tests do not wait ten minutes; a storage machine of the lab is back within one."""
+OUTLASTING_DEAD_S = 600
+"""As in production: where a storage machine takes longer, beside guests that are emulated twice."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class Cluster:
     lab: Lab
     plane: ControlPlane
     helm: Helm
+    dead_s: int = DEAD_S
 
     @classmethod
     def start(
@@ -98,8 +103,12 @@ class Cluster:
         sans: tuple[str, ...] = ("main",),
         name: str = "cluster",
         more: Additions = NOTHING_MORE,
+        dead_s: int = DEAD_S,
     ) -> Self:
-        """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
+        """Boot machines, start the control plane, join all. Nothing of ours is installed yet.
+
+        `dead_s`: after how many seconds without its storage machine a disk fails.
+        """
         own = _own_images(hypervisors)
         images = {**ensure_images(), **{image_name(one): ensure_image(name=one) for one in own}, **more.images}
         store = ensure_store(images, {**{_tagged(one): _full_name(one) for one in own}, **more.tags})
@@ -110,7 +119,7 @@ class Cluster:
         lab = Lab.start(topology, name=name, binaries=(kubelet_program, store, *more.binaries))
         try:
             plane = ControlPlane.start(lab)
-            cluster = cls(lab=lab, plane=plane, helm=_helm(lab, plane))
+            cluster = cls(lab=lab, plane=plane, helm=_helm(lab, plane), dead_s=dead_s)
             with progress.step(f"joining {len(lab.machines)} nodes"):
                 at_once(lambda machine: kubelet.join(machine, plane), lab.machines)
             for machine in cluster.storage_machines:
@@ -126,11 +135,12 @@ class Cluster:
         return cluster
 
     @classmethod
-    def attach(cls, name: str = "cluster") -> Self:
-        """Return a running cluster; it goes on after us. Raises: LabError when there is none."""
+    def attach(cls, name: str = "cluster", *, dead_s: int = DEAD_S) -> Self:
+        """Return a running cluster; it goes on after us. `dead_s`: as it was started with. Raises: LabError when there
+        is none."""
         lab = Lab.attach(name)
         plane = ControlPlane.attach(lab)
-        return cls(lab=lab, plane=plane, helm=_helm(lab, plane))
+        return cls(lab=lab, plane=plane, helm=_helm(lab, plane), dead_s=dead_s)
 
     @property
     def storage_machines(self) -> tuple[Machine, ...]:
@@ -180,15 +190,14 @@ class Cluster:
             ],
             # One storage node, or few: there is no next one to be kept from a bad version.
             "storage": {"minReadySeconds": 0},
-            # Tests do not wait ten minutes; a storage machine of the lab is back within one.
-            "initiator": {"deadSeconds": 120},
+            "initiator": {"deadSeconds": self.dead_s},
             "controller": {"replicas": 1, "nodeSelector": {"kubernetes.io/hostname": self.control.name}},
             "cluster": {"nodeSelector": {"kubernetes.io/hostname": self.control.name}},
             **self._guests(),
             "storageNodes": [
                 {
                     "name": machine.name,
-                    "restSeconds": 121,
+                    "restSeconds": self.dead_s + 1,
                     "pools": [
                         {"name": "thick", "volumeGroup": VOLUME_GROUP},
                         {"name": "thin", "volumeGroup": VOLUME_GROUP, "thinPool": THIN_POOL},

@@ -12,7 +12,7 @@ import time
 
 from aoe_lab.errors import LabError
 from aoe_lab.guest import Guest
-from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
 from aoe_lab.kubernetes.helm import NAMESPACE
 from aoe_lab.story import Story, StoryError
 
@@ -43,7 +43,7 @@ def main() -> int:
     story = Story()
     try:
         with story.step("Boot a storage machine and a hypervisor, join both to a control plane"):
-            cluster = Cluster.start(storage=1, compute=0, hypervisors=1, name="demo-guest")
+            cluster = Cluster.start(storage=1, compute=0, hypervisors=1, name="demo-guest", dead_s=OUTLASTING_DEAD_S)
         with cluster:
             _tell(story, cluster)
     except KeyboardInterrupt:
