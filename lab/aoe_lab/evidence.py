@@ -22,10 +22,11 @@ Evidence = Callable[[str], None]
 
 
 def commit() -> str:
-    """Return the checkout's commit, marked when files differ from it."""
+    """Return the checkout's commit, marked when files differ from it that are no evidence themselves."""
     git = ["git", "-C", str(CHECKOUT)]
     head = process.run([*git, "rev-parse", "HEAD"], timeout_s=10, check=False).stdout.strip() or "unknown"
-    changed = process.run([*git, "status", "--porcelain", "-uno"], timeout_s=10, check=False).stdout.strip()
+    differ = ["status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)docs/evidence"]
+    changed = process.run([*git, *differ], timeout_s=10, check=False).stdout.strip()
     return f"{head} with changes" if changed else head
 
 
