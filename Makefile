@@ -161,7 +161,7 @@ evidence-pods-faults: setup
 	$(PYTEST) --evidence pods-faults -m 'not long' $(PODS)faults.py
 evidence-pods-long: evidence-pods-sanity evidence-pods-churn
 evidence-pods-sanity: setup
-	$(PYTEST) --evidence pods-sanity -m long $(PODS)csi_sanity.py
+	AOE_LAB_COMPUTE=1 $(PYTEST) --evidence pods-sanity -m long $(PODS)csi_sanity.py
 evidence-pods-churn: setup
 	$(PYTEST) --evidence pods-churn -m long $(PODS)churn.py
 evidence-guests: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
