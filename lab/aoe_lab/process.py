@@ -136,6 +136,7 @@ def _is_gone(pid: int) -> bool:
         os.waitpid(pid, os.WNOHANG)
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        # Its first thread may be a zombie while others still hold its files and locks.
+        return state == "Z" and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return state == "Z"
