@@ -137,6 +137,6 @@ def _is_gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         # Its first thread may be a zombie while others still hold its files and locks.
-        return state == "Z" and len(os.listdir(f"/proc/{pid}/task")) <= 1
+        return state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
     except (FileNotFoundError, ProcessLookupError):
         return True
