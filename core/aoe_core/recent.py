@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Seen = TypeVar("Seen")
+Whole = TypeVar("Whole")
 
 
 class RecentLook(Generic[Seen]):
@@ -27,11 +28,16 @@ class RecentLook(Generic[Seen]):
                 self._note(self._look())
             return self._seen[0]
 
-    def renew(self, look: Callable[[], Seen]) -> None:
-        """Look in another way, now; who asks meanwhile waits for it. Raises: what it raises, and nothing is kept."""
+    def renew(self, look: Callable[[], Whole], of: Callable[[Whole], Seen]) -> Whole:
+        """Return what another look sees now, and keep what `of` makes of it; who asks meanwhile waits for that.
+
+        Raises: what the look raises, and nothing is kept.
+        """
         with self._guard:
             self._seen = ()
-            self._note(look())
+            whole = look()
+            self._note(of(whole))
+            return whole
 
     def tell(self, seen: Seen) -> None:
         """Take what somebody else has seen just now."""

@@ -6,7 +6,7 @@ Ready; to delete what is held.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +14,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, Invalid, NotFound, Unfinished, Unreachable
+from aoe_core.host.blocking import BlockingCalls
 from aoe_core.locks import Locks
 from aoe_core.model import (
     Grant,
@@ -23,8 +24,10 @@ from aoe_core.model import (
     SnapshotId,
     Volume,
     VolumeId,
+    VolumeStatus,
     serial_of,
 )
+from aoe_core.recent import RecentLook
 from aoe_core.resources import conditions, conversion, events
 from aoe_core.resources.conditions import time_of
 from aoe_core.resources.events import Events
@@ -37,7 +40,6 @@ from aoe_core.volumes.engine import Engine
 from aoe_core.volumes.inspection import Inspection
 from aoe_operator import finalizer
 from aoe_operator.finalizer import FINALIZER
-from aoe_operator.first_look import FirstLook
 from aoe_operator.seen import Seen
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,11 @@ _SOON_S = 1.0
 _UNFINISHED_S = 5.0
 """A copy under way, a disk or SAN that is away, an exporter that the kernel holds: each look at that takes a minute."""
 _LATER_S = 30.0
+_FIRST_LOOK_S = 30.0
+"""How old a look at LVM may be by which a volume is taken for settled."""
+_FIRST_LOOK_LIMIT_S = 10.0
+"""What LVM takes for ten thousand volumes, with room to spare. All that is listed waits for it, also what must be
+revoked at once."""
 
 
 @dataclass(slots=True)
@@ -105,17 +112,30 @@ def _told_keys(grants: Iterable[GrantStatus]) -> frozenset[_Key]:
     return frozenset((one.node, one.node_id, one.address, one.mode.value) for one in grants)
 
 
-def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
-    metadata, status = volume.metadata, volume.status
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What a first look comes to."""
+
+    volumes: Mapping[VolumeId, VolumeStatus]
+    """The ready ones."""
+    snapshots: frozenset[SnapshotId]
+
+
+def _is_at_rest(resource: AoEVolume | AoESnapshot, node: str) -> bool:
+    """Whether this node has followed what a resource says, found nothing amiss, and is to keep it."""
+    metadata, status = resource.metadata, resource.status
     return (
-        volume.spec.node == status.node == node
-        and status.phase == "Ready"
+        resource.spec.node == node
         and status.observed_generation == metadata.generation
         and metadata.deletion_timestamp is None
         and FINALIZER in metadata.finalizers
-        and not status.refusals
         and all(condition.status == "True" for condition in status.conditions)
     )
+
+
+def _claims_to_be_settled(volume: AoEVolume, node: str) -> bool:
+    status = volume.status
+    return _is_at_rest(volume, node) and status.node == node and status.phase == "Ready" and not status.refusals
 
 
 class StorageRole:
@@ -131,7 +151,8 @@ class StorageRole:
         self._seen = seen
         self._now_s = now_s
         self._locks = Locks()
-        self._first_look = FirstLook(engine.inspect)
+        self._calls = BlockingCalls()
+        self._first_look = RecentLook(self._look, age_s=_FIRST_LOOK_S)
         self._met: set[str] = set()
         self._met_snapshots: set[str] = set()
         """Those whose resources were seen."""
@@ -208,7 +229,8 @@ class StorageRole:
         """Say whether a listed volume is on this host as it should be, so that nobody need look at it.
 
         A start costs one look at LVM by this, and no question to the API server for each of ten thousand volumes. A
-        wrong yes is found by the next sweep, from what is noted here. Raises: CommandFailed, Busy.
+        wrong yes is found by the next sweep, from what is noted here. Raises: CommandFailed; Busy, also when LVM takes
+        long.
         """
         name, status = volume.metadata.name, volume.status
         told, tickets = _told_keys(status.grants), volume.spec.tickets
@@ -238,21 +260,24 @@ class StorageRole:
         return True
 
     def is_taken_as_told(self, snapshot: AoESnapshot) -> bool:
-        """Say the same of a listed snapshot. Raises: CommandFailed, Busy."""
-        name, metadata, status = snapshot.metadata.name, snapshot.metadata, snapshot.status
-        if not (
-            snapshot.spec.node == self._node
-            and status.ready
-            and status.observed_generation == metadata.generation
-            and metadata.deletion_timestamp is None
-            and FINALIZER in metadata.finalizers
-            and all(condition.status == "True" for condition in status.conditions)
-        ):
+        """Say the same of a listed snapshot. Raises: as `is_as_told`."""
+        name = snapshot.metadata.name
+        if not (snapshot.status.ready and _is_at_rest(snapshot, self._node)):
             return False
         if name not in self._met_snapshots and SnapshotId(name) not in self._first_look.take().snapshots:
             return False
         self._met_snapshots.add(name)
         return True
+
+    def _look(self) -> _Host:
+        try:
+            there = self._calls.run("LVM", self._engine.inspect, timeout_s=_FIRST_LOOK_LIMIT_S)
+        except Unfinished as error:
+            raise Busy(f"LVM has not answered within {_FIRST_LOOK_LIMIT_S:g} s") from error
+        return _Host(
+            volumes={one.volume.volume_id: one for one in there.ready()},
+            snapshots=frozenset(one.snapshot_id for one in there.snapshots),
+        )
 
     def reconcile_volume(self, name: str) -> float | None:
         """Bring one volume a step nearer to what is wanted.

@@ -158,7 +158,7 @@ class StorageProcess:
     def sweep(self) -> None:
         """Reconcile what has changed on the host unasked, and look for what nobody speaks of."""
         self.role.let_go()
-        there = self._inspect()
+        there = self._contents.renew(self.engine.inspect, _contents_of)
         self.claim_more(there.exports)
         drifted = self.role.find_drifted(there)
         self._unclaimed = self.role.find_unclaimed(there)
@@ -168,17 +168,6 @@ class StorageProcess:
                 self.role.reconcile_volume(name)
             except AoECsiError as error:
                 log.warning("volume is looked at again later", extra={"volume": name, "error": str(error)})
-
-    def _inspect(self) -> Inspection:
-        """Look at the host, also for the reports until the next look."""
-        seen: list[Inspection] = []
-
-        def look() -> storage_node.Contents:
-            seen.append(self.engine.inspect())
-            return _contents_of(seen[0])
-
-        self._contents.renew(look)
-        return seen[0]
 
     def claim_more(self, files: Collection[ExportFile]) -> None:
         """Claim a further shelf where addresses run short, and ask for the process's end, to start anew with it."""

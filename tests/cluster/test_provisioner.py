@@ -332,10 +332,7 @@ def test_what_has_no_room_leaves_no_wish_behind(provisioner: ClusterProvisioner,
     with pytest.raises(NoSpace, match="storage1 takes at most"):
         provisioner.create_volume(spec(pool="thick", size_bytes=100 * GIB))
     assert provisioner.list_volumes() == ()
-    deadline = time.monotonic() + 30
-    while store.list(AoEVolume) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert store.list(AoEVolume) == ()
+    await_until(lambda: store.list(AoEVolume) == (), 30)
 
 
 def test_the_same_name_for_something_else_is_a_conflict(provisioner: ClusterProvisioner) -> None:
@@ -895,10 +892,7 @@ def check_that_nothing_was_taken_back(
     assert lost is not None, (store.get(AoEVolume, "gone"), machines.engine.list_volumes())
     assert machines.engine.get_volume(V).volume.size_bytes == 64 * MIB
     assert machines.engine.get_volume(VolumeId("since")).volume.size_bytes == 64 * MIB
-    deadline = time.monotonic() + 60
-    while "since" not in (names := orphans(store)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert "since" in names
+    await_until(lambda: "since" in orphans(store))
 
     clean.kubectl("annotate", "aoev", V, why.rpartition(" ")[2])
     grown = store.await_(
@@ -958,7 +952,7 @@ def test_what_nobody_wants_is_revoked_at_a_start_while_lvm_hangs(
         raise Unfinished("LVM did not answer; a test")
 
     with monkeypatch.context() as lvm:
-        lvm.setattr("aoe_operator.first_look._PATIENCE_S", 2.0)
+        lvm.setattr("aoe_operator.storage._FIRST_LOOK_LIMIT_S", 2.0)
         lvm.setattr(machines.engine, "inspect", hangs)
         lvm.setattr(machines.engine, "get_volume", hangs)
         with roles.again():

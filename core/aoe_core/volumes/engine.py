@@ -821,14 +821,12 @@ class Engine:
         pairs = ((tags.read_snapshot(lv, pool), lv) for lv, pool in self._members(report) if which(lv))
         return [(snapshot, lv) for snapshot, lv in pairs if snapshot is not None]
 
-    def _members(self, report: LvmReport) -> list[tuple[LogicalVolume, PoolName]]:
+    def _members(self, report: LvmReport) -> Iterator[tuple[LogicalVolume, PoolName]]:
         by_place = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in self._settings.pool}
-        members = []
         for lv in report.volumes:
             pool = by_place.get((lv.vg, lv.thin_pool))
             if pool is not None:
-                members.append((lv, pool))
-        return members
+                yield lv, pool
 
     def _held(self, volume_id: VolumeId) -> list[ExportFile]:
         files = self._host.export_files.all()

@@ -47,12 +47,12 @@ def test_a_look_that_failed_is_made_again() -> None:
 
 def test_another_way_of_looking_counts_as_a_look_and_one_that_fails_leaves_nothing() -> None:
     lately = RecentLook(itertools.count().__next__, age_s=1000)
-    lately.renew(lambda: 7)
-    assert lately.take() == 7
+    assert lately.renew(lambda: "seven", len) == "seven"
+    assert lately.take() == 5
     with pytest.raises(ValueError, match="blind"):
-        lately.renew(_fails)
+        lately.renew(_fails, len)
     assert lately.take() == 0
 
 
-def _fails() -> int:
+def _fails() -> str:
     raise ValueError("blind")
