@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 INIT = CHECKOUT / "lab" / "guest" / "init"
 PLACE = Path("/var/lib/libvirt/images")
 """Where the emulator's user may read; serial sockets are in /var/lib/libvirt/qemu, where it may also make them."""
+RECORDS = ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged")
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod")
 SLOTS = 6
 MEMORY_MIB = 160
@@ -291,6 +292,14 @@ class Guest(GuestLine):
     def await_ready(self) -> None:
         _call(self.machine, "await-ready", self.name, timeout_s=BOOT_S + 60)
 
+    def revive(self) -> None:
+        """Have it run, whatever a test that failed has left of it."""
+        match self.state():
+            case "shut off":
+                self.start()
+            case "paused":
+                self.machine.run(["virsh", "resume", self.name])
+
     def destroy(self) -> None:
         """End it at once; one that does not run has ended."""
         self.machine.run(["virsh", "destroy", self.name], check=False)
@@ -310,6 +319,16 @@ class Guest(GuestLine):
         """Have the guest do something; return the lines of its answer."""
         answer: list[str] = json.loads(_call(self.machine, "ask", self.name, *words, timeout_s=ANSWER_S + 60))
         return answer
+
+
+def records_on(host: Machine) -> str:
+    """Return what names guests' disks on a hypervisor: records, links and stage records."""
+    return "".join(host.run(f"ls {directory} 2>/dev/null || true").stdout for directory in RECORDS)
+
+
+def devices_on(host: Machine) -> str:
+    """Return the AoE devices that a hypervisor's driver has."""
+    return host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout
 
 
 def prepare_machine(machine: Machine) -> None:

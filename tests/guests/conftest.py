@@ -46,17 +46,9 @@ def guest(running: Guest, cluster: Cluster, disks: GuestDisks) -> Iterator[Guest
     """The guest, whatever a test that failed has left of it and of its machines."""
     del disks  # They are deleted after the guest listens again.
     cluster.lab.heal()
-    _revive(running)
+    running.revive()
     yield running
-    _revive(running)
-
-
-def _revive(guest: Guest) -> None:
-    match guest.state():
-        case "shut off":
-            guest.start()
-        case "paused":
-            guest.machine.run(["virsh", "resume", guest.name])
+    running.revive()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aoe_lab.errors import CommandTimedOut
-from aoe_lab.guest import Guest
+from aoe_lab.guest import Guest, devices_on, records_on
 from aoe_lab.kubernetes.helm import NAMESPACE
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ def await_(holds: Callable[[], bool], what: str, timeout_s: float = 300.0) -> No
 def left_over(cluster: Cluster, guest: Guest, serial: str) -> str:
     """Return what is left of a disk on its hypervisor."""
     host = cluster.hypervisors[0]
-    left = [
-        host.run(f"ls {directory} 2>/dev/null || true").stdout
-        for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged")
-    ]
-    left.append(host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout)
+    left = [records_on(host), devices_on(host)]
     left += ["XML" for text in (guest.xml(), guest.xml(inactive=True)) if serial in text]
     left += ["disk"] if guest.find_disk(serial) else []
     return " ".join(one.strip() for one in left if one.strip())
@@ -52,6 +48,12 @@ def left_over(cluster: Cluster, guest: Guest, serial: str) -> str:
 
 def await_nothing_left(cluster: Cluster, guest: Guest, disk: SeenDisk) -> None:
     await_(lambda: left_over(cluster, guest, disk.serial) == "", "nothing to be left")
+
+
+def holders(cluster: Cluster, volume: str) -> str:
+    """Return the nodes that a volume is wanted by, or granted to."""
+    nodes = "jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
+    return cluster.plane.kubectl("get", "aoevolume", volume, "-o", nodes).stdout
 
 
 def block_claim(claims: Claims) -> None:
@@ -102,9 +104,7 @@ def test_rounds_leak_nothing(
         assert guest.write(disk.name, f"round-{number}", number)
         disks.detach(f"d{number}")
         await_nothing_left(cluster, guest, disk)
-        volume = claims.volume_of("data")
-        held = "jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
-        assert cluster.plane.kubectl("get", "aoevolume", volume, "-o", held).stdout == ""
+        assert holders(cluster, claims.volume_of("data")) == ""
     evidence(f"{ROUNDS} rounds of attach and detach: no device, grant, record, link or XML left")
 
 
@@ -250,7 +250,7 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
         claims.await_("the host to say what it waits for", lambda: None if trouble() else "nothing is said", 600)
         assert "has not let go" in disks.await_said("d", "Released", "False")
         assert disk.serial in guest.xml()
-        assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
+        assert devices_on(host)
     finally:
         host.run(["virsh", "resume", guest.name])
     disks.detach("d")
@@ -365,8 +365,7 @@ def test_a_host_that_is_lost_for_good_is_given_up_and_keeps_nothing_when_it_retu
     try:
         kubectl("taint", "node", host.name, "node.kubernetes.io/out-of-service=lost:NoExecute")
         disks.detach("d", timeout_s=600)
-        held = "jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
-        assert kubectl("get", "aoevolume", volume, "-o", held).stdout == ""
+        assert holders(cluster, volume) == ""
         claims.pod("reader", "data", block=True, node=cluster.storage_machines[0].name)
         claims.await_running("reader")
         read = claims.run("reader", "dd if=/dev/data bs=4096 count=1 2>/dev/null | head -n 1").stdout

@@ -152,7 +152,6 @@ def test_a_guest_goes_on_after_the_storage_machine_was_without_power(
     storage.wait_ready()
     before = machine.acknowledged()
     machine.await_acknowledged(before + 10, timeout_s=READY_S)
-    # To read a block back takes the guest a second.
     last = machine.stop_writer()
     assert machine.wrong(disk.name, "durable", last) == 0
     assert machine.wrong(disk.name, "another-salt", 3) == 4, "the check finds nothing wrong with anything"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aoe_lab import Lab, Topology
-from aoe_lab.guest import Guest, prepare_machine
+from aoe_lab.guest import Guest, prepare_machine, records_on
 from aoe_lab.lab import default_name
 from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
 
-from .test_guests import STORAGE_SOCKET, await_, command, listed, serial_of
+from .test_guests import STORAGE_SOCKET, await_, await_no_device, command, listed, serial_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIZE_BYTES = 64 << 20
 MIGRATION_S = 900.0
+FORGOTTEN_S = 300.0
 SLOW_MIB_PER_S = 1
 """A migration at this pace takes minutes, and can be called off in the middle."""
 CONVERGE = ("--timeout", "300", "--timeout-suspend")
@@ -93,16 +94,10 @@ def has_sent(guest: Guest) -> bool:
     return re.search(r"Memory processed:\s+[1-9]", said) is not None
 
 
-def await_no_device(host: Machine) -> None:
-    # The driver forgets a silent device at the sweeper's next round.
-    await_(lambda: host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout == "", f"{host.name} keeps its device")
-
-
 def assert_has_nothing(host: Machine) -> None:
     assert listed(host) == []
-    for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged"):
-        assert host.run(f"ls {directory} 2>/dev/null || true").stdout == "", (host.name, directory)
-    await_no_device(host)
+    assert records_on(host) == "", host.name
+    await_no_device(host, FORGOTTEN_S)
 
 
 def prepare(guest: Guest, target: Machine, volume: Workload) -> None:
@@ -146,7 +141,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     command(source, "detach", guest.name, volume.volume_id)
     assert listed(source) == []
     assert [row["state"] for row in listed(target)] == ["attached"]
-    await_no_device(source)
+    await_no_device(source, FORGOTTEN_S)
     last = moved.stop_writer()
     assert moved.wrong(disk.name, "moved", last) == 0
     assert moved.wrong(disk.name, "another-salt", 3) == 4, "the check finds nothing wrong with anything"

@@ -18,7 +18,7 @@ from aoe_core import model
 from aoe_core.model import VolumeId
 from aoe_lab import Lab, LabError, Topology
 from aoe_lab.cachedir import CHECKOUT
-from aoe_lab.guest import Guest
+from aoe_lab.guest import Guest, devices_on, records_on
 from aoe_lab.lab import default_name
 from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
 
@@ -92,11 +92,7 @@ def volume(cluster: Standalone) -> Iterator[Callable[[], Workload]]:
 def guest(running: Guest, host: Machine, volume: Callable[[], Workload]) -> Iterator[Guest]:
     """The guest, with nothing of a test before."""
     del volume  # What it made is deleted after the guest has given it back.
-    if running.state() == "paused":
-        # By a test that failed.
-        host.run(["virsh", "resume", running.name])
-    if running.state() == "shut off":
-        running.start()
+    running.revive()
     yield running
     for row in listed(host):
         command(host, "detach", row["domain"], row["volume"], check=False)
@@ -123,17 +119,17 @@ def assert_nothing_left(cluster: Standalone, host: Machine, guest: Guest, volume
     assert guest.find_disk(serial) is None
     assert serial not in guest.xml()
     assert serial not in guest.xml(inactive=True)
-    for directory in ("/var/lib/aoe-csi/guests/records", "/run/aoe-csi/guests/disks", "/var/lib/aoe-csi/staged"):
-        assert host.run(f"ls {directory} 2>/dev/null || true").stdout == "", directory
+    assert records_on(host) == ""
     grants = json.loads(cluster.storage["storage1"].machine.run(["aoe-csi", "status", "--json"], check=False).stdout)[
         "grants"
     ]
     assert [grant for grant in grants if grant["volume"] == volume.volume_id] == []
+    await_no_device(host, 2 * SETTLED_S)
+
+
+def await_no_device(host: Machine, timeout_s: float) -> None:
     # The driver forgets a silent device at the sweeper's next round.
-    until = time.monotonic() + 2 * SETTLED_S
-    while host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout:
-        assert time.monotonic() < until, "the driver keeps the device"
-        time.sleep(2)
+    await_(lambda: devices_on(host) == "", f"the driver of {host.name} keeps the device", timeout_s)
 
 
 def test_a_running_guest_gets_a_volume_writes_and_gives_it_back(
@@ -286,7 +282,7 @@ def test_a_guest_that_does_not_listen_keeps_its_disk(
         assert refused.code == 2
         assert "shut the guest down" in refused.stderr
         assert listed(host)[0]["state"] == "ending"
-        assert host.run("ls /dev/etherd | grep '^e[0-9]'").stdout
+        assert devices_on(host)
     finally:
         host.run(["virsh", "resume", guest.name])
     command(host, "detach", guest.name, one.volume_id)
