@@ -127,6 +127,7 @@ REFUSED = (
     Attempt(what="aoesnapshot mine", change=put_metadata("labels", {"a": "b"}), refused="changes no labels"),
     Attempt(what="aoesnapshot mine", change=put_metadata("finalizers", ["a.b/c"]), refused="no finalizer but"),
     Attempt(what="aoesnapshot mine", change=put_metadata("annotations", {"a": "b"}), refused="no annotations but"),
+    Attempt(what="aoesnapshot mine", change=put_metadata("ownerReferences", [OWNER]), refused="makes nobody the owner"),
     Attempt(what="aoevolume held", change=put_metadata("finalizers", [KEPT]), refused="no finalizer but"),
     Attempt(what="aoevolume held", change=put_metadata("annotations", {}), refused="no annotations but"),
     Attempt(what="aoevolume nowhere", change=add_to_spec(node="storage1"), refused="are placed on it"),
@@ -152,13 +153,22 @@ REFUSED = (
     Attempt(what="delete aoesnapshot mine", refused="cannot delete resource"),
     Attempt(what="delete aoenode storage1", refused="cannot delete resource"),
     Attempt(what="delete aoeshelf main-199", refused="cannot delete resource"),
+    Attempt(what="aoeshelf main-199", change=put_metadata("labels", {"a": "b"}), refused="cannot update resource"),
     Attempt(what=f"get secret -n {NAMESPACE}", refused="cannot list resource"),
     Attempt(what="get secret -A", refused="cannot list resource"),
     Attempt(what="get persistentvolumes", refused="cannot list resource"),
+    Attempt(what="get pvc -A", refused="cannot list resource"),
     Attempt(what="get pods -A", refused="cannot list resource"),
     Attempt(what="get nodes", refused="cannot list resource"),
     Attempt(what=f"get leases -n {NAMESPACE}", refused="cannot list resource"),
 )
+REFUSED_AT_ANY_RATE = (
+    Attempt(what="aoenode storage1", change=add_to_spec(unschedulable=True), refused="the rest is the administrator's"),
+    Attempt(what="delete aoenode storage1", refused="the rest is the administrator's"),
+    Attempt(what="aoeshelf main-199", change=put_metadata("labels", {"a": "b"}), refused="neither changes nor gives"),
+    Attempt(what="delete aoeshelf main-199", refused="neither changes nor gives up a claim"),
+)
+"""What the policies alone keep back, should somebody give the account more than the chart does."""
 
 
 def grant(address: str) -> dict[str, Any]:
@@ -339,6 +349,25 @@ def test_a_storage_node_may_not(plane: ControlPlane, rights: str, attempt: Attem
     by_admin = attempt.make(plane, "admin")
     assert by_admin.code == 0, by_admin.stderr
     done = attempt.make(plane, rights)
+    assert done.code != 0
+    assert attempt.refused in done.stderr
+
+
+@pytest.fixture
+def widened(plane: ControlPlane, rights: str) -> Iterator[str]:
+    """The storage account with every right that RBAC can give. Returns: storage1's token's name."""
+    plane.kubectl("create", "clusterrolebinding", "widened", "--clusterrole=cluster-admin",
+                  f"--serviceaccount={NAMESPACE}:{ACCOUNT}")  # fmt: skip
+    yield rights
+    plane.kubectl("delete", "clusterrolebinding", "widened")
+
+
+@pytest.mark.parametrize("attempt", REFUSED_AT_ANY_RATE, ids=named)
+def test_a_storage_node_may_not_whatever_rbac_says(plane: ControlPlane, widened: str, attempt: Attempt) -> None:
+    by_admin = attempt.make(plane, "admin")
+    assert by_admin.code == 0, by_admin.stderr
+    assert plane.kubectl("get", "secrets", "-A", as_=widened).code == 0
+    done = attempt.make(plane, widened)
     assert done.code != 0
     assert attempt.refused in done.stderr
 

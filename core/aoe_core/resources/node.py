@@ -64,7 +64,7 @@ class SanSpec(Fields, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             max_length=16,
-            description="Shelves this node may claim. Nodes of one cluster may share ranges; clusters may not.",
+            description="Shelves this node may claim: no other machine on the segment has, or ever had, one of them.",
         ),
     ]
 
