@@ -152,6 +152,8 @@ def test_deploy_is_what_the_chart_renders() -> None:
 
 def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: ControlPlane) -> None:
     helm.upgrade(values(), TAKE)
+    told = helm.run("get", "notes", RELEASE).stdout
+    assert "helm uninstall stops no I/O, and keeps the definitions, every AoE resource and all data" in told
     pods = json.loads(clean.kubectl("get", "deploy,daemonset", f"-n{NAMESPACE}", "-ojson").stdout)["items"]
     assert {pod["metadata"]["name"] for pod in pods} == {
         "aoe-csi-controller", "aoe-csi-cluster", "aoe-csi-storage", "aoe-csi-node",
@@ -165,6 +167,29 @@ def test_a_release_lives_and_goes_and_the_resources_stay(helm: Helm, clean: Cont
     helm.upgrade(values(), TAKE)
     assert clean.kubectl("get", "aoevolume", "kept", "-o", "jsonpath={.spec.size}").stdout == "1Gi"
     clean.kubectl("patch", "aoevolume", "kept", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
+
+
+def test_a_purge_in_the_order_that_helm_tells_leaves_nothing(helm: Helm, clean: ControlPlane) -> None:
+    helm.upgrade(values(), TAKE)
+    told = helm.run("get", "notes", RELEASE).stdout
+    last = told[told.index("To be rid of the data too") :].strip().splitlines()[-1]
+    helm.run("uninstall", RELEASE)
+    assert clean.kubectl("get", "aoenodes", "-oname").stdout
+    program, *words = last.split()
+    assert program == "kubectl"
+    try:
+        clean.kubectl(*words, "--timeout=60s", timeout_s=90)
+        kinds = "crd,clusterroles,clusterrolebindings,validatingadmissionpolicies,csidrivers,storageclasses"
+        left = clean.kubectl("get", kinds, "-oname").stdout.split()
+        assert [name for name in left if "aoe" in name] == []
+    finally:
+        clean.define_resources()
+
+
+def test_a_kubelet_elsewhere_is_found(helm: Helm) -> None:
+    rendered = helm.template(values(kubeletDirectory="/var/lib/k0s/kubelet")).stdout
+    assert "--registration-directory=/var/lib/k0s/kubelet/plugins_registry" in rendered
+    assert "/var/lib/kubelet" not in rendered
 
 
 def upgrade_roll_back_and_uninstall(helm: Helm, clean: ControlPlane) -> None:
