@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 READY_S = 600.0
 """mkfs.xfs alone, which writes 64 MiB of log, takes three nodes on two processors some minutes."""
 DEVICE, DIRECTORY = "/dev/data", "/data"
-# Logical volumes but the pool, exports in force or half revoked, exporters, stage records, devices of the driver.
+# Exports in force or half revoked, exporters, stage records, devices of the driver, what kubelet has mounted, pins.
 LEFT_OVER = (
-    "lvs --noheadings -o lv_name data 2>/dev/null | grep -v thinpool; cd /var/lib/aoe-csi &&"
-    " grep -lsE '^STATE=(live|revoking)' exports/*; pgrep -a vblade; ls staged 2>/dev/null; ls -d /sys/block/etherd*"
-    " 2>/dev/null"
+    "grep -lsE '^STATE=(live|revoking)' /var/lib/aoe-csi/exports/*; pgrep -ax vblade; ls /var/lib/aoe-csi/staged"
+    " 2>/dev/null; ls -d /sys/block/etherd* 2>/dev/null; grep -E 'kubernetes.io[~/]csi|volume-subpaths' /proc/mounts;"
+    " nft list ruleset netdev | grep 'elements ='; true"
 )
+LEFT_IN_LVM = "lvs --noheadings -o lv_name data"
 
 
 def sleeping(used: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +170,9 @@ class Claims:
     def _left_over(self) -> str | None:
         left = [self.cluster.plane.kubectl("get", "pv,aoevolumes,aoesnapshots,volumeattachments", "-o", "name").stdout]
         for machine in self.cluster.lab.machines:
-            found = machine.run(LEFT_OVER, check=False).stdout.strip()
+            found = machine.run(LEFT_OVER).stdout.strip()
             left += [f"{machine.name} has {found}"] if found else []
+        for machine in self.cluster.storage_machines:
+            volumes = set(machine.run(LEFT_IN_LVM).stdout.split()) - {"thinpool"}
+            left += [f"{machine.name} has {', '.join(sorted(volumes))}"] if volumes else []
         return "\n".join(one for one in left if one) or None

@@ -106,6 +106,11 @@ def test_block_on_two_nodes_at_once_and_no_third_writer(claims: Claims, cluster:
         assert claims.run(f"on-{name}", read).stdout.split() == names[:2]
     claims.pod(f"on-{names[2]}", "shared", block=True, node=names[2])
     claims.await_event(f"on-{names[2]}", "is published to")
+    assert claims.get("pod", f"on-{names[2]}")["status"]["phase"] == "Pending"
+    exporters = cluster.storage_machines[0].run("pgrep -ax vblade").stdout.splitlines()
+    assert len(exporters) == 2, exporters
+    granted = claims.kubectl("get", "aoevolumes", "-ojsonpath={.items[*].status.grants[*].node}").stdout.split()
+    assert sorted(granted) == sorted(names[:2])
     claims.delete_pod(f"on-{names[2]}")
 
 
