@@ -1,0 +1,69 @@
+"""A volume that no claim made, as docs/kubernetes.md has it: what is tried is what is printed there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from aoe_lab.cachedir import CHECKOUT
+
+if TYPE_CHECKING:
+    from aoe_lab.kubernetes.cluster import Cluster
+
+    from .claims import Claims
+
+HEADING = "### An AoEVolume by hand"
+SIZE = "64Mi"
+
+
+def documented() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the AoEVolume and the PersistentVolume of the docs, of a size and a pool that the lab has."""
+    text = (CHECKOUT / "docs" / "kubernetes.md").read_text()
+    block = re.search(r"```yaml\n(.*?)```", text[text.index(HEADING) :], re.DOTALL)
+    assert block is not None
+    volume, persistent = yaml.safe_load_all(block[1])
+    assert (volume["kind"], persistent["kind"]) == ("AoEVolume", "PersistentVolume")
+    volume["spec"] |= {"size": SIZE, "pool": "thick"}
+    persistent["spec"]["capacity"]["storage"] = SIZE
+    return volume, persistent
+
+
+def test_a_volume_that_no_claim_made_serves_one_after_the_other(cluster: Cluster, claims: Claims) -> None:
+    plane = cluster.plane
+    volume, persistent = documented()
+    name = volume["metadata"]["name"]
+    plane.apply(volume)
+    first, second, *_ = (machine.name for machine in (*cluster.compute_machines, *cluster.storage_machines))
+    for turn, node in enumerate((first, second), 1):
+        plane.apply(persistent)
+        claims.apply(taking(name, f"claim{turn}"))
+        claims.pod(f"user{turn}", f"claim{turn}", node=node)
+        claims.await_running(f"user{turn}")
+        claims.run(f"user{turn}", f"echo turn {turn} >> /data/file; sync")
+        assert claims.run(f"user{turn}", "wc -l < /data/file").stdout.strip() == str(turn)
+        if node == second:
+            # Deleted by hand too, it waits for its user.
+            plane.kubectl("delete", "aoevolume", name, "--wait=false")
+            claims.run(f"user{turn}", "echo more >> /data/file; sync")
+            assert plane.kubectl("get", "aoevolume", name, "-ojsonpath={.status.grants[*].node}").stdout == node
+        claims.delete_pod(f"user{turn}")
+        claims.kubectl("delete", "pvc", f"claim{turn}", "--timeout=60s", timeout_s=90)
+        plane.kubectl("delete", "pv", name, "--timeout=300s", timeout_s=330)
+    claims.await_("the volume to go", lambda: still_there(cluster, name))
+
+
+def taking(volume: str, claim: str) -> dict[str, Any]:
+    """Return a claim that takes a PersistentVolume by its name."""
+    spec = {
+        "volumeName": volume,
+        "storageClassName": "",
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": SIZE}},
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": spec}
+
+
+def still_there(cluster: Cluster, volume: str) -> str | None:
+    return cluster.plane.kubectl("get", "aoevolume", volume, "--ignore-not-found", "-oname").stdout or None
