@@ -1,4 +1,7 @@
-"""The demonstrations, as a person runs them: twice in a row, and interrupted; nothing of them is left."""
+"""The demonstrations, as a person runs them: twice in a row, and interrupted; and a cluster to play with.
+
+Nothing of them is left.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aoe_lab.cachedir import CHECKOUT
+from aoe_lab.kubernetes.programs import KUBERNETES, ensure_programs
 
 if TYPE_CHECKING:
     from aoe_lab.evidence import Evidence
@@ -20,8 +24,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 
 LIMIT_S = 2400
-PLACE = b"/var/tmp/aoe-lab/demo"
-"""In the command line of whatever a demonstration's lab runs."""
+PLACE = "/var/tmp/aoe-lab"
+"""With a lab's name in the command line of whatever it runs."""
+PLAYED_WITH = "played-with"
 # A step in the middle of each: machines run, volumes are in use.
 STEPS = {
     "aoe_lab.demo": "NodeStageVolume",
@@ -33,11 +38,12 @@ BARS_S = {"aoe_lab.kubernetes.demo": 360}
 """How long one may take whose programs and images are in the cache; told, not asserted: machines are noisy."""
 
 
-def left_over() -> list[str]:
-    """Return namespaces, emulators and disk servers of a demonstration that are still there."""
+def left_over(lab: str = "demo") -> list[str]:
+    """Return namespaces, emulators and disk servers that are still there of labs whose names begin so."""
     namespaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if PLACE in read(path)]
-    return [line for line in namespaces.splitlines() if line.startswith("aoe-demo")] + running
+    place = f"{PLACE}/{lab}".encode()
+    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if place in read(path)]
+    return [line for line in namespaces.splitlines() if line.startswith(f"aoe-{lab}")] + running
 
 
 def read(path: Path) -> bytes:
@@ -82,3 +88,24 @@ def test_an_interrupted_demonstration_cleans_up(module: str, evidence: Evidence)
     assert interrupted.returncode == 130, rest
     assert left_over() == []
     evidence(f"interrupted at {step!r}: exit 130, no machine, network or server left")
+
+
+def test_a_cluster_to_play_with_answers_at_the_address_it_tells(evidence: Evidence) -> None:
+    command = [sys.executable, "-m", "aoe_lab.kubernetes", f"--name={PLAYED_WITH}"]
+    begin = time.monotonic()
+    up = subprocess.run([*command, "up"], cwd=CHECKOUT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    took_s = time.monotonic() - begin
+    try:
+        assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
+        word, _, said = up.stdout.splitlines()[-1].partition(" ")
+        name, _, path = said.partition("=")
+        assert (word, name) == ("export", "KUBECONFIG")
+        kubectl = ensure_programs((KUBERNETES,))["kubectl"]
+        nodes = subprocess.run(
+            [kubectl, "get", "aoenodes", "--no-headers"], env={name: path}, capture_output=True, text=True, check=True
+        ).stdout
+        assert nodes.startswith("storage1 "), nodes
+    finally:
+        subprocess.run([*command, "down"], cwd=CHECKOUT, check=True)
+    assert left_over(PLAYED_WITH) == []
+    evidence(f"make cluster: {took_s:.0f} s until its KUBECONFIG was told; kubectl asked with it, nothing left after")
