@@ -138,9 +138,9 @@ test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual ma
 PODS = tests/pods/test_
 
 # What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes, and the others `make bench`.
-EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-volumes pods-faults pods-long)
+EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-volumes pods-faults pods-long guests)
 .PHONY: evidence $(EVIDENCE) evidence-pods-sanity evidence-pods-churn
-.PHONY: evidence-guests evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
+.PHONY: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
 evidence: $(EVIDENCE) ## Run all tests that give figures, long ones too, and write docs/evidence/
 evidence-simulated: venv
 	$(PYTEST) -n auto --dist worksteal --evidence simulated tests/simulated

@@ -5,12 +5,13 @@ What the roles do when they are killed between any two steps is swept in tests/s
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from aoe_lab.errors import CommandTimedOut
+from aoe_lab.errors import CommandFailed, CommandTimedOut
 from aoe_lab.guest import Guest, devices_on, records_on
 from aoe_lab.kubernetes.helm import NAMESPACE
 
@@ -207,28 +208,51 @@ def test_roles_killed_while_a_disk_comes_and_goes(
 ) -> None:
     block_claim(claims)
     killed = 0
+    found: list[str] = []
     for delay_s in (0.5, 2.0, 4.0, 8.0):
+        cluster.await_ready()
         disks.attach("d", "data", guest.name)
         time.sleep(delay_s)
         killed += kill_both_roles(cluster)
+        found.append(f"attach {delay_s:g} s: {how_far(claims)}")
         disk = disks.await_attached("d", guest, timeout_s=600)
+        cluster.await_ready()
         claims.kubectl("delete", "aoeguestdisk", "d", "--wait=false")
         time.sleep(delay_s)
         killed += kill_both_roles(cluster)
+        found.append(f"detach {delay_s:g} s: {how_far(claims)}")
         disks.detach("d", timeout_s=600)
         await_nothing_left(cluster, guest, disk)
     cluster.await_ready()
-    evidence(f"{killed} processes of the roles killed while a disk came and went: attached, and gone with nothing left")
+    evidence(
+        f"{killed} processes of the roles killed while a disk came and went: attached, and gone with nothing left;"
+        f" how far it had come: {', '.join(found)}"
+    )
 
 
 def kill_both_roles(cluster: Cluster) -> int:
-    """Kill the guests role's process and the cluster role's; return how many there were."""
+    """Kill the guests role's process and the cluster role's; return how many there were.
+
+    Their pods go, too: kubelet waits longer before each further start of the same one.
+    """
     killed = [
         int(machine.run("pkill -KILL -c -f 'aoe-operator (guests|cluster)' || true").stdout.strip() or 0)
         for machine in (cluster.control, *cluster.hypervisors)
     ]
     assert all(killed), "a role was not there to be killed"
+    for component in ("guests", "cluster"):
+        chosen = f"--selector=app.kubernetes.io/component={component}"
+        cluster.plane.kubectl("delete", "pods", f"--namespace={NAMESPACE}", chosen, "--wait=false")
     return sum(killed)
+
+
+def how_far(claims: Claims) -> str:
+    """Return which conditions of the disk hold, or that it is gone."""
+    words = ("get", "aoeguestdisk", "d", "--ignore-not-found", "-ojson")
+    said = claims.kubectl(*words).stdout
+    conditions = json.loads(said).get("status", {}).get("conditions", []) if said else []
+    held = "+".join(one["type"] for one in conditions if one["status"] == "True")
+    return held or ("nothing yet" if said else "gone")
 
 
 def test_a_guest_that_does_not_listen_keeps_its_disk(
@@ -345,6 +369,18 @@ def test_a_guest_that_dies_while_it_gets_a_disk_has_it_when_it_runs_again(
     evidence(f"a guest destroyed {len(delays_s)} times while it got a disk: it had it when it ran again, nothing left")
 
 
+def let_go(cluster: Cluster, guest: Guest, volume: str) -> bool:
+    """Try once to detach what the cluster knows no more; return whether that was done. Raises: LabError unless what
+    kept it from that was that somebody else is at it."""
+    try:
+        on_host(cluster, guest, "detach", guest.name, volume, "--orphan")
+    except CommandFailed as failed:
+        if "call again" not in str(failed):
+            raise
+        return False
+    return True
+
+
 def on_host(cluster: Cluster, guest: Guest, *words: str) -> str:
     """Run `aoe-csi guest` in the pod of a guest's host, as docs/runbooks.md has it; return what it prints."""
     kubectl = cluster.plane.kubectl
@@ -376,7 +412,8 @@ def test_a_host_that_is_lost_for_good_is_given_up_and_keeps_nothing_when_it_retu
         host.wait_ready()
         kubectl("taint", "node", host.name, "node.kubernetes.io/out-of-service-")
     cluster.await_ready()
-    on_host(cluster, guest, "detach", guest.name, volume, "--orphan")
+    # Refused while the role looks once more for the target of what is left, as it does each minute.
+    await_(lambda: let_go(cluster, guest, volume), "what is left to be let go of", 600)
     guest.start()
     await_nothing_left(cluster, guest, disk)
     evidence(

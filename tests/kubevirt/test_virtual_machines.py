@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.pods.claims import DEVICE, DIRECTORY, Claims, sleeping
+from tests.pods.claims import DEVICE, DIRECTORY, LEFT_OVER, Claims, sleeping
 
+from aoe_core import model
+from aoe_core.model import VolumeId
 from aoe_lab.kubevirt.boot_disk import FILE
 from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
 from aoe_lab.tools_disk import MOUNTED_AT
@@ -52,6 +55,29 @@ def fill(claims: Claims, claim: str, *, block: bool = True) -> None:
     claims.delete_pod("fill")
 
 
+def hot_claim(claims: Claims, name: str, *, mode: str = "ReadWriteOnce") -> str:
+    """Make a claim of 128 MiB for a disk that comes and goes, bound at once; return its volume's serial."""
+    claims.claim(name, size="128Mi", block=True, storage_class="at-once", mode=mode)
+
+    def unbound() -> str | None:
+        phase = claims.get("pvc", name).get("status", {}).get("phase")
+        return None if phase == "Bound" else str(phase)
+
+    claims.await_(f"claim {name} to be bound", unbound)
+    return model.serial_of(VolumeId(claims.volume_of(name)))
+
+
+def on_machines(cluster: Cluster) -> dict[str, set[str]]:
+    """Return machine → its exports, exporters, stage records, devices, kubelet's mounts and pins, a line each."""
+    return {machine.name: set(machine.run(LEFT_OVER).stdout.splitlines()) for machine in cluster.lab.machines}
+
+
+def holders(claims: Claims, claim: str) -> str:
+    """Return the nodes that a claim's volume is wanted by, or granted to."""
+    nodes = "--output=jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
+    return claims.cluster.plane.kubectl("get", "aoevolume", claims.volume_of(claim), nodes).stdout
+
+
 def has_plug_pods(claims: Claims) -> list[str]:
     """Return the pods by which KubeVirt brings a volume to the node of a running machine."""
     names = claims.kubectl("get", "pods", "--output=name").stdout.split()
@@ -92,12 +118,15 @@ def test_a_guest_runs_from_a_claim_with_a_file_system(cluster: Cluster, claims: 
     evidence("a VirtualMachine runs from a file on a claim with a file system")
 
 
-def test_a_disk_comes_to_a_running_guest_and_goes(machine: VirtualMachine, claims: Claims, evidence: Evidence) -> None:
-    claims.claim("hot", size="128Mi", block=True)
+def test_a_disk_comes_to_a_running_guest_and_goes(
+    machine: VirtualMachine, claims: Claims, cluster: Cluster, evidence: Evidence
+) -> None:
+    serial = hot_claim(claims, "hot")
+    before = on_machines(cluster)
     for turn in range(ROUNDS):
-        machine.plug("hot", "hot")
+        machine.plug("hot", "hot", serial)
         machine.await_phase("hot", "Ready")
-        disk = machine.await_disk("hot", size_bytes=128 * MIB)
+        disk = machine.await_disk(serial, size_bytes=128 * MIB)
         if turn:
             assert machine.holds(disk.name, f"round-{turn - 1}", 7)
         assert machine.write(disk.name, f"round-{turn}", 7)
@@ -106,21 +135,72 @@ def test_a_disk_comes_to_a_running_guest_and_goes(machine: VirtualMachine, claim
         machine.await_phase("hot", None)
         await_no_plug_pods(claims)
         assert [one.serial for one in machine.disks()] == [ROOT]
-    volume = claims.volume_of("hot")
 
-    def held() -> str | None:
-        said = claims.cluster.plane.kubectl("get", "aoevolume", volume, "--output=jsonpath={.spec.tickets}").stdout
-        return None if said in ("", "[]") else said
+    def left() -> str | None:
+        now = on_machines(cluster)
+        lines = [f"{name}: {line}" for name in now for line in now[name] ^ before[name]]
+        return holders(claims, "hot") or "\n".join(lines) or None
 
-    claims.await_("its last ticket to be given back", held, READY_S)
-    evidence(f"{ROUNDS} rounds of plug and unplug, each read back what the one before had written; no grant is left")
+    claims.await_("the machines to be as before", left, READY_S)
+    evidence(
+        f"{ROUNDS} rounds of plug and unplug, each read back what the one before had written; exports, stage records,"
+        " devices, mounts and pins as before, and no grant is left"
+    )
+
+
+def test_a_second_disk_comes_while_the_first_is_written_and_the_first_goes(
+    machine: VirtualMachine, claims: Claims, evidence: Evidence
+) -> None:
+    """Each change of what is plugged is another plug pod, which has all that stays."""
+    serials = {name: hot_claim(claims, name) for name in ("first", "second")}
+    machine.plug("first", "first", serials["first"])
+    machine.await_phase("first", "Ready")
+    first = machine.await_disk(serials["first"])
+    machine.start_writer(first.name, "swap")
+    machine.await_acknowledged(3)
+    machine.plug("second", "second", serials["second"])
+    machine.await_phase("second", "Ready")
+    second = machine.await_disk(serials["second"])
+    assert machine.write(second.name, "second", 5)
+    machine.await_acknowledged(machine.acknowledged() + 3, timeout_s=READY_S)
+    last = machine.stop_writer()
+    assert machine.wrong(first.name, "swap", last) == 0
+    machine.unplug("first")
+    machine.await_phase("first", None)
+    claims.await_("the first one's grant to be given back", lambda: holders(claims, "first") or None, READY_S)
+    assert machine.holds(machine.await_disk(serials["second"]).name, "second", 5)
+    evidence(f"a second disk came while one was written ({last + 1} blocks, none lost), and stayed when that went")
+
+
+def test_a_claim_for_one_pod_alone_is_in_the_way_of_the_next_disk(
+    machine: VirtualMachine, claims: Claims, evidence: Evidence
+) -> None:
+    """What is plugged next comes by another plug pod, which may not have a ReadWriteOncePod claim beside the first."""
+    serials = {"alone": hot_claim(claims, "alone", mode="ReadWriteOncePod"), "next": hot_claim(claims, "next")}
+    machine.plug("alone", "alone", serials["alone"])
+    machine.await_phase("alone", "Ready")
+    disk = machine.await_disk(serials["alone"])
+    machine.plug("next", "next", serials["next"])
+
+    def unsaid() -> str | None:
+        said = claims.kubectl("get", "events", "--output=jsonpath={.items[*].message}").stdout
+        return None if "ReadWriteOncePod" in said else said[-1500:]
+
+    claims.await_("an event that says what is in the way", unsaid, READY_S)
+    assert machine.write(disk.name, "alone", 1)
+    assert machine.holds(disk.name, "alone", 1)
+    machine.unplug("alone")
+    machine.await_phase("alone", None)
+    machine.await_phase("next", "Ready")
+    machine.await_disk(serials["next"])
+    evidence("a ReadWriteOncePod claim is plugged; until it is unplugged the next disk waits, and an event says why")
 
 
 def test_a_machine_starts_with_what_was_plugged_and_sees_it_grow(
     machine: VirtualMachine, claims: Claims, evidence: Evidence
 ) -> None:
     claims.claim("hot", size="128Mi", block=True)
-    machine.plug("hot", "hot")
+    machine.plug("hot", "hot", "hot")
     machine.await_phase("hot", "Ready")
     machine.stop()
     machine.start()
@@ -141,16 +221,20 @@ def test_a_guest_goes_on_after_the_storage_machine_was_without_power(
     machine: VirtualMachine, claims: Claims, cluster: Cluster, evidence: Evidence
 ) -> None:
     claims.claim("hot", size="128Mi", block=True, storage_class="thick")
-    machine.plug("hot", "hot")
+    machine.plug("hot", "hot", "hot")
     machine.await_phase("hot", "Ready")
     disk = machine.await_disk("hot")
     machine.start_writer(disk.name, "durable")
     machine.await_acknowledged(10)
     storage = cluster.storage_machines[0]
     storage.power_cut()
+    time.sleep(3)
+    before = machine.acknowledged()
+    time.sleep(5)
+    # One may have been acknowledged, and its number not yet written down.
+    assert machine.acknowledged() <= before + 1, "somebody acknowledges writes without a storage machine"
     storage.boot()
     storage.wait_ready()
-    before = machine.acknowledged()
     machine.await_acknowledged(before + 10, timeout_s=READY_S)
     last = machine.stop_writer()
     assert machine.wrong(disk.name, "durable", last) == 0

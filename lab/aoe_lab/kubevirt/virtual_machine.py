@@ -35,7 +35,8 @@ class VirtualMachine(GuestLine):
 
     @classmethod
     def create(cls, cluster: Cluster, namespace: str, name: str, claims: dict[str, str]) -> VirtualMachine:
-        """Make one that is to run. `claims`: name of a disk → its claim; `root` is the first of them."""
+        """Make one that is to run. `claims`: name of a disk → its claim; `root` is the first of them. The disks'
+        serials are their names."""
         made = cls(cluster=cluster, namespace=namespace, name=name)
         content = {
             "apiVersion": "kubevirt.io/v1",
@@ -55,7 +56,7 @@ class VirtualMachine(GuestLine):
                                 "autoattachGraphicsDevice": False,
                                 "autoattachMemBalloon": False,
                                 "logSerialConsole": False,
-                                "disks": [_disk(one) for one in claims],
+                                "disks": [_disk(one, one) for one in claims],
                             },
                         },
                         "volumes": [_volume(one, claim) for one, claim in claims.items()],
@@ -66,11 +67,10 @@ class VirtualMachine(GuestLine):
         made._kubectl("apply", "-f", "-", stdin=json.dumps(content))
         return made
 
-    def plug(self, disk: str, claim: str) -> None:
-        """Add a claim to the machine's spec as a disk that comes and goes while it runs; its serial is the disk's
-        name."""
+    def plug(self, disk: str, claim: str, serial: str) -> None:
+        """Add a claim to the machine's spec as a disk that comes and goes while it runs."""
         spec = self._template()
-        spec["domain"]["devices"]["disks"].append(_disk(disk))
+        spec["domain"]["devices"]["disks"].append(_disk(disk, serial))
         spec["volumes"].append(_volume(disk, claim, hotpluggable=True))
         self._put_template(spec)
 
@@ -174,8 +174,8 @@ class VirtualMachine(GuestLine):
         )
 
 
-def _disk(name: str) -> dict[str, Any]:
-    return {"name": name, "serial": name, "disk": {"bus": "virtio"}, **({"bootOrder": 1} if name == ROOT else {})}
+def _disk(name: str, serial: str) -> dict[str, Any]:
+    return {"name": name, "serial": serial, "disk": {"bus": "virtio"}, **({"bootOrder": 1} if name == ROOT else {})}
 
 
 def _volume(name: str, claim: str, *, hotpluggable: bool = False) -> dict[str, Any]:
