@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,37 +69,45 @@ class NftIngressRules:
     def __init__(self, runner: Runner, sys: Path = Path("/sys")) -> None:
         self._runner = runner
         self._sys = sys
+        # One at a time: what is written follows from what was read before. And the kernel takes one change at a time: a
+        # crowd of nfts would wait for each other while their limits run. No volume can hold one up.
+        self._turn = threading.Lock()
 
     def ensure(self, interfaces: Sequence[str]) -> frozenset[tuple[str, Address, Mac]]:
         """Make the rules stand; those that stand already keep their counters. Returns the pins."""
         for interface in interfaces:
             if not (self._sys / "class/net" / interface).exists():
                 raise NotFound(f"network interface {interface} is missing; check `interface` of its san")
-        listing = self._listing()
-        broken = [one for one in interfaces if not stands(listing, one)]
-        if broken:
-            text = "".join(_replace(one, listing) for one in broken)
-            self._apply(text, f"ingress rules on {', '.join(broken)}")
-            log.warning("ingress rules set", extra={"interfaces": broken})
+        with self._turn:
+            listing = self._listing()
+            broken = [one for one in interfaces if not stands(listing, one)]
+            if broken:
+                text = "".join(_replace(one, listing) for one in broken)
+                self._apply(text, f"ingress rules on {', '.join(broken)}")
+                log.warning("ingress rules set", extra={"interfaces": broken})
         return self._pins(listing)
 
     def pin(self, interface: str, address: Address, mac: Mac) -> None:
         """Pin one target and drop the address's other pins, in one transaction."""
-        held = self._listing().pins.get(_set(interface), frozenset())
-        others = sorted(pin for pin in held if pin[0] == address and pin[1] != mac)
-        text = "".join(_element("delete", interface, *pin) for pin in others)
-        self._apply(text + _element("add", interface, address, mac), f"pin of {address} on {interface}")
+        with self._turn:
+            held = self._listing().pins.get(_set(interface), frozenset())
+            others = sorted(pin for pin in held if pin[0] == address and pin[1] != mac)
+            text = "".join(_element("delete", interface, *pin) for pin in others)
+            self._apply(text + _element("add", interface, address, mac), f"pin of {address} on {interface}")
 
     def unpin(self, interface: str, address: Address) -> None:
         """Drop every pin of an address."""
-        held = self._listing().pins.get(_set(interface), frozenset())
-        text = "".join(_element("delete", interface, *pin) for pin in sorted(held) if pin[0] == address)
-        if text:
-            self._apply(text, f"pin of {address} on {interface}")
+        with self._turn:
+            held = self._listing().pins.get(_set(interface), frozenset())
+            text = "".join(_element("delete", interface, *pin) for pin in sorted(held) if pin[0] == address)
+            if text:
+                self._apply(text, f"pin of {address} on {interface}")
 
     def pinned(self) -> frozenset[tuple[str, Address, Mac]]:
         """Return every pin of an interface that exists."""
-        return self._pins(self._listing())
+        with self._turn:
+            listing = self._listing()
+        return self._pins(listing)
 
     def _pins(self, listing: Listing) -> frozenset[tuple[str, Address, Mac]]:
         pins = listing.pins

@@ -1,11 +1,16 @@
 import json
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aoe_core.errors import CommandFailed, Invalid
-from aoe_core.host.ingress import Listing, boot_ruleset, parse_listing, render, stands
+from aoe_core.host.contracts import Finished
+from aoe_core.host.ingress import Listing, NftIngressRules, boot_ruleset, parse_listing, render, stands
 from aoe_core.model import Address, Mac
 
 MAC = Mac("52:54:00:00:01:15")
@@ -128,3 +133,28 @@ def test_pins_are_read_as_nft_shows_them() -> None:
 def test_a_listing_that_cannot_be_read_is_not_taken_for_an_empty_one(text: str) -> None:
     with pytest.raises(CommandFailed):
         parse_listing(text)
+
+
+class SlowNft:
+    """An nft that takes its time, and notes which thread had it do what."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str]] = []
+
+    def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Finished:
+        del timeout_s, stdin
+        self.calls.append((threading.get_ident(), "reads" if "list" in argv else "writes"))
+        time.sleep(0.002)
+        return Finished(argv=tuple(argv), code=0, stdout=listing(), stderr="", seconds=0.002)
+
+
+def test_between_what_one_call_reads_and_writes_no_other_call_is_heard() -> None:
+    nft = SlowNft()
+    rules = NftIngressRules(nft)
+    addresses = [Address(100, slot) for slot in range(24)]
+    with ThreadPoolExecutor(8) as crowd:
+        list(crowd.map(lambda address: rules.pin("eth1", address, MAC), addresses))
+    assert len({thread for thread, _ in nft.calls}) > 1
+    for (reader, reads), (writer, writes) in zip(nft.calls[::2], nft.calls[1::2], strict=True):
+        assert (reads, writes) == ("reads", "writes")
+        assert reader == writer
