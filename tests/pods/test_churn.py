@@ -42,7 +42,9 @@ class Killer:
     cluster: Cluster
     dice: random.Random
     pause_s: tuple[float, float]
-    """Between two kills. The shorter ones leave nothing time to come up, and no claim comes or goes meanwhile."""
+    """Between two kills."""
+    patience_s: float
+    """How long one waits besides for what was killed to be up again: else no claim would come or go meanwhile."""
     kills: Counter[str] = field(default_factory=Counter)
     failed: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -57,10 +59,23 @@ class Killer:
         for what in itertools.cycle(VICTIMS):
             if self._stop.wait(self.dice.uniform(*self.pause_s)):
                 return
+            patient_until = time.monotonic() + self.patience_s
+            while time.monotonic() < patient_until and not self._all_up():
+                if self._stop.wait(1):
+                    return
             try:
                 self.kills[what] += self._kill(what)
             except LabError:
                 continue  # kubectl and ssh have their bad moments, too; there is always another victim.
+
+    def _all_up(self) -> bool:
+        said = self.cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", "-ojson", check=False).stdout
+        states = [pod["status"].get("containerStatuses", []) for pod in json.loads(said or "{}").get("items", [])]
+        return all(each and all(one["ready"] for one in each) for each in states)
+
+    def had_all(self) -> bool:
+        """Tell whether everything was killed at least once."""
+        return all(self.kills[what] for what in VICTIMS)
 
     def _kill(self, what: str) -> bool:
         if what == "pod":
@@ -134,6 +149,7 @@ class Storm:
     crowd: int
     seconds: int
     pause_s: tuple[float, float]
+    patience_s: float
 
     def __str__(self) -> str:
         return f"{self.crowd}-{self.seconds}"
@@ -141,7 +157,7 @@ class Storm:
 
 @pytest.mark.parametrize(
     "storm",
-    [Storm(5, 60, (2.0, 6.0)), pytest.param(Storm(30, 600, (6.0, 14.0)), marks=pytest.mark.long)],
+    [Storm(5, 60, (2.0, 6.0), 0.0), pytest.param(Storm(30, 600, (2.0, 10.0), 45.0), marks=pytest.mark.long)],
     ids=str,
 )
 def test_whatever_is_killed_claims_come_and_go(
@@ -152,21 +168,28 @@ def test_whatever_is_killed_claims_come_and_go(
     steady = Writer.start(claims, "steady", "steady")
     seed = time.time_ns()
     dice = random.Random(seed)
-    killer = Killer(cluster, random.Random(seed), storm.pause_s)
+    killer = Killer(cluster, random.Random(seed), storm.pause_s, storm.patience_s)
     killing = threading.Thread(target=killer.run)
     killing.start()
     begin = time.monotonic()
     lives: list[Life] = []
+    stormed_s, moved = 0.0, 0
     try:
         while True:
-            killed_long_enough = time.monotonic() - begin > seconds
-            if killed_long_enough:
-                killer.stop()
             under_way = [life for life in lives if life.stage != "over"]
-            if killed_long_enough and not under_way:
+            if not stormed_s:
+                moved = sum(life.stage not in ("new", "written") for life in lives)
+                # The longer storm spares nobody, and is none over a still sea.
+                spared = seconds > 300 and (moved < crowd / 3 or not killer.had_all())
+                if time.monotonic() - begin > seconds and not spared:
+                    killer.stop()
+                    stormed_s = time.monotonic() - begin
+            if stormed_s and not under_way:
                 break
-            assert time.monotonic() - begin < seconds + SETTLE_S, [(one.name, one.stage) for one in under_way]
-            if not killed_long_enough and len(under_way) < crowd:
+            assert time.monotonic() - begin < seconds + SETTLE_S, (
+                killer.kills, [(one.name, one.stage) for one in under_way],
+            )  # fmt: skip
+            if not stormed_s and len(under_way) < crowd:
                 nodes = dice.sample([machine.name for machine in cluster.compute_machines], 2)
                 storage_class = dice.choice(("thin", "thick", "at-once"))
                 under_way.append(Life(claims, f"life-{len(lives)}", (nodes[0], nodes[1]), storage_class))
@@ -179,19 +202,17 @@ def test_whatever_is_killed_claims_come_and_go(
         killer.stop()
         killing.join()
     assert not killer.failed, killer.failed
-    assert killer.kills.total() > seconds / 20, killer.kills
-    if seconds > 300:
-        assert all(killer.kills[what] for what in VICTIMS), killer.kills
-    settled_s = time.monotonic() - begin - seconds
+    assert killer.kills.total() > seconds / 50, killer.kills
+    settled_s = time.monotonic() - begin - stormed_s
     cluster.await_ready()
     steady.await_more()
     assert (steady.missing(), steady.restarts()) == (0, 0)
     each = ", ".join(f"{name}: {number}" for name, number in killer.kills.items())
     evidence(
-        f"seed {seed}: {killer.kills.total()} kills in {seconds} s ({each})"
-        f" while {len(lives)} claims, {crowd} at a time, were written, read on the other node and deleted; the last was"
-        f" gone {settled_s:.0f} s after the last kill; nothing is left; another pod wrote on undisturbed,"
-        f" {steady.acknowledged()} records"
+        f"seed {seed}: {killer.kills.total()} kills in {stormed_s:.0f} s ({each})"
+        f" while {len(lives)} claims, {crowd} at a time, were written, read on the other node and deleted, {moved} of"
+        f" them written before the last kill; the last was gone {settled_s:.0f} s after it; nothing is left;"
+        f" another pod wrote on undisturbed, {steady.acknowledged()} records"
     )
 
 
