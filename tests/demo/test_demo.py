@@ -5,6 +5,7 @@ Nothing of them is left.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -102,7 +103,11 @@ def test_a_cluster_to_play_with_answers_at_the_address_it_tells(evidence: Eviden
         assert (word, name) == ("export", "KUBECONFIG")
         kubectl = ensure_programs((KUBERNETES,))["kubectl"]
         nodes = subprocess.run(
-            [kubectl, "get", "aoenodes", "--no-headers"], env={name: path}, capture_output=True, text=True, check=True
+            [kubectl, "get", "aoenodes", "--no-headers"],
+            env={**os.environ, name: path},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         assert nodes.startswith("storage1 "), nodes
     finally:
