@@ -163,7 +163,8 @@ def _cluster_node(options: argparse.Namespace) -> int:
     from aoe_csi import registration
     from aoe_csi.cluster_node import ClusterNode
     from aoe_csi.composition import compose_cluster_node
-    from aoe_csi.server import Server, parse_endpoint
+    from aoe_csi.endpoint import parse_endpoint
+    from aoe_csi.server import Server
 
     machine = ClusterNode(options.san_rules, _node_name(options), enter_host=options.enter_host)
     if options.prepare_host:
@@ -211,7 +212,8 @@ def _serve(
     `beside`: servers that begin when the driver answers, and end before it does.
     """
     from aoe_csi import health
-    from aoe_csi.server import Server, parse_endpoint
+    from aoe_csi.endpoint import parse_endpoint
+    from aoe_csi.server import Server
 
     stop = composition.end
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,6 +19,7 @@ import grpc
 
 from aoe_core.errors import Busy, Invalid, Unreachable
 from aoe_core.host.process_lock import ProcessLock
+from aoe_csi.endpoint import parse_endpoint, private_path
 from aoe_csi.interceptor import Edge
 from aoe_csi.proto import csi_pb2_grpc
 
@@ -29,8 +30,6 @@ MAX_WORKERS = 128
 GRACE_S = 25.0
 """How long running calls may take to end: within Kubernetes' 30 s between SIGTERM and SIGKILL."""
 _ANSWER_S = 1.0
-_MAX_SOCKET_PATH_BYTES = 107
-"""unix(7): sun_path has 108 bytes with its NUL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +54,6 @@ class Served(Protocol):
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve it there."""
-
-
-def parse_endpoint(endpoint: str) -> Path:
-    """Return the socket's path for `unix:///path`, `unix:/path` or `/path`. Raises: Invalid."""
-    text = endpoint
-    for scheme in ("unix://", "unix:"):
-        if endpoint.startswith(scheme):
-            text = endpoint.removeprefix(scheme)
-            break
-    if not text.startswith("/"):
-        raise Invalid(
-            f"endpoint {endpoint!r} is no unix socket; CSI has no authentication, so only local sockets are served: "
-            "write unix:///run/aoe-csi/csi.sock"
-        )
-    path = Path(text)
-    if not path.name or len(os.fsencode(_private(path))) > _MAX_SOCKET_PATH_BYTES:
-        raise Invalid(f"endpoint {endpoint!r} cannot be a socket's path; Linux takes about 100 bytes, name a file")
-    return path
-
-
-def _private(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")
 
 
 class Server:
@@ -104,7 +81,7 @@ class Server:
         log.info("serving", extra={"endpoint": str(self._path)})
 
     def _bind(self) -> grpc.Server:
-        private = _private(self._path)
+        private = private_path(self._path)
         private.unlink(missing_ok=True)
         server = grpc.server(self._workers, interceptors=[self._edge])
         self._services.add_to(server)

@@ -15,10 +15,10 @@ from aoe_core.guests.records import Origin
 from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
 from aoe_csi import requests
 from aoe_csi.capabilities import access_mode
+from aoe_csi.endpoint import parse_endpoint
 from aoe_csi.identity import MANIFEST_NODE
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
-from aoe_csi.server import parse_endpoint
 
 CALL_S = 120.0
 WHO_S = 15.0

@@ -16,7 +16,7 @@ from aoe_csi.controller import Controller
 from aoe_csi.identity import Identity
 from aoe_csi.proto import csi_pb2 as csi
 from aoe_csi.proto import csi_pb2_grpc
-from aoe_csi.server import Server, Services, parse_endpoint
+from aoe_csi.server import Server, Services
 
 from .memory import MemoryProvisioner
 from .plugin import create
@@ -39,25 +39,6 @@ def listening(path: Path) -> Iterator[socket.socket]:
         listener.bind(str(path))
         listener.listen()
         yield listener
-
-
-@pytest.mark.parametrize("endpoint", ["unix:///run/csi.sock", "unix:/run/csi.sock", "/run/csi.sock"])
-def test_spellings_of_a_socket(endpoint: str) -> None:
-    assert parse_endpoint(endpoint) == Path("/run/csi.sock")
-
-
-@pytest.mark.parametrize(
-    "endpoint",
-    ["tcp://0.0.0.0:9000", "0.0.0.0:9000", "dns:///host:1", "unix://csi.sock", "unix-abstract:x", "", "csi.sock", "/"],
-)
-def test_other_endpoints_are_refused_with_the_reason(endpoint: str) -> None:
-    with pytest.raises(Invalid, match="endpoint"):
-        parse_endpoint(endpoint)
-
-
-def test_a_path_too_long_for_a_socket_is_refused() -> None:
-    with pytest.raises(Invalid, match="100 bytes"):
-        parse_endpoint("/" + "x" * 104)
 
 
 def test_the_socket_is_the_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
