@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 LOOK_S = 3.0
 SETTLE_S = 1800.0
-# What SIGKILL finds by its command line, wherever it runs.
-PROGRAMS = (
-    "aoe-operator storage", "aoe-operator cluster", "aoe-csi controller", "aoe-csi node", "csi-provisioner",
-    "csi-attacher", "csi-resizer", "csi-snapshotter",
-)  # fmt: skip
-VICTIMS = (*PROGRAMS[:4], "pod", "kubelet", *PROGRAMS[4:], "pod")
+OF_CONTROLLER = ("aoe-csi controller", "csi-attacher", "csi-provisioner", "csi-snapshotter", "csi-resizer")
+"""The processes of its pod, by their command lines; one dies in each turn of the controller's."""
+VICTIMS = ("aoe-operator storage", "controller", "aoe-csi node", "aoe-operator cluster", "pod", "kubelet")
 
 
 @dataclass(slots=True)
@@ -42,10 +39,13 @@ class Killer:
     cluster: Cluster
     dice: random.Random
     pause_s: tuple[float, float]
-    """Between two kills."""
+    """Before each kill."""
     patience_s: float
-    """How long one waits besides for what was killed to be up again: else no claim would come or go meanwhile."""
+    """How long one waits before that for what was killed last to be up again: else no claim comes or goes meanwhile."""
     kills: Counter[str] = field(default_factory=Counter)
+    """By command line, or `pod`, or `kubelet`."""
+    had: set[str] = field(default_factory=set)
+    """Those of VICTIMS that were killed at least once."""
     failed: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -56,15 +56,19 @@ class Killer:
             self.failed.append(error)
 
     def _run(self) -> None:
-        for what in itertools.cycle(VICTIMS):
-            if self._stop.wait(self.dice.uniform(*self.pause_s)):
-                return
+        of_controller = itertools.cycle(OF_CONTROLLER)
+        for victim in itertools.cycle(VICTIMS):
+            what = next(of_controller) if victim == "controller" else victim
             patient_until = time.monotonic() + self.patience_s
             while time.monotonic() < patient_until and not self._all_up():
                 if self._stop.wait(1):
                     return
+            if self._stop.wait(self.dice.uniform(*self.pause_s)):
+                return
             try:
-                self.kills[what] += self._kill(what)
+                if self._kill(what):
+                    self.kills[what] += 1
+                    self.had.add(victim)
             except LabError:
                 continue  # kubectl and ssh have their bad moments, too; there is always another victim.
 
@@ -75,7 +79,7 @@ class Killer:
 
     def had_all(self) -> bool:
         """Tell whether everything was killed at least once."""
-        return all(self.kills[what] for what in VICTIMS)
+        return self.had == set(VICTIMS)
 
     def _kill(self, what: str) -> bool:
         if what == "pod":
@@ -157,7 +161,7 @@ class Storm:
 
 @pytest.mark.parametrize(
     "storm",
-    [Storm(5, 60, (2.0, 6.0), 0.0), pytest.param(Storm(30, 600, (2.0, 10.0), 45.0), marks=pytest.mark.long)],
+    [Storm(5, 60, (2.0, 6.0), 0.0), pytest.param(Storm(30, 600, (5.0, 40.0), 180.0), marks=pytest.mark.long)],
     ids=str,
 )
 def test_whatever_is_killed_claims_come_and_go(
@@ -202,7 +206,7 @@ def test_whatever_is_killed_claims_come_and_go(
         killer.stop()
         killing.join()
     assert not killer.failed, killer.failed
-    assert killer.kills.total() > seconds / 50, killer.kills
+    assert killer.kills.total() > 3, killer.kills
     settled_s = time.monotonic() - begin - stormed_s
     cluster.await_ready()
     steady.await_more()
