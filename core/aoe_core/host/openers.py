@@ -86,13 +86,19 @@ def _looped(numbers: frozenset[str], paths: HostPaths) -> str | None:
 
 
 def _opened_by_process(numbers: frozenset[str], paths: HostPaths) -> str | None:
+    # Nearly all processes see the mounts of a few, and a node of Kubernetes has hundreds of them.
+    remote_seen: dict[tuple[Path, Path], frozenset[str]] = {}
     for process in paths.proc.iterdir():
         if not process.name.isdigit():
             continue
         try:
             descriptors = [one.name for one in (process / "fd").iterdir()]
-            remote = _remote_mounts((process / "mountinfo").read_bytes()) if descriptors else frozenset()
-            if any(_is_open(process, one, numbers, remote) for one in descriptors):
+            if not descriptors:
+                continue
+            view = ((process / "ns" / "mnt").readlink(), (process / "root").readlink())
+            if view not in remote_seen:
+                remote_seen[view] = _remote_mounts((process / "mountinfo").read_bytes())
+            if any(_is_open(process, one, numbers, remote_seen[view]) for one in descriptors):
                 return f"process {process.name} ({_command(process)})"
         except OSError as error:
             if _is_gone(error):
