@@ -216,7 +216,7 @@ def test_helm_3_serves_as_well(helm: Helm, clean: ControlPlane) -> None:
     old.lint(values())
     refused = old.template(values(sans=[]), "--kube-version=1.37.0", check=False)
     assert "which network interface" in refused.stderr
-    for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves"):
+    for plural in ("aoevolumes", "aoesnapshots", "aoenodes", "aoeshelves", "aoeguestdisks"):
         clean.kubectl("delete", "crd", f"{plural}.aoe-csi.dev", "--timeout=60s", timeout_s=90)
     old.upgrade(values())
     upgrade_roll_back_and_uninstall(old, clean)
