@@ -150,6 +150,16 @@ state: /var/lib/aoe-csi
     mountPath: /csi
 {{- end }}
 
+{{/*
+How long a process of ours may be silent before it is taken for stuck: so many times 20 s. On a node that has too much to
+do, one that is ended begins all its work anew.
+*/}}
+{{- define "aoe-csi.livenessPace" -}}
+periodSeconds: 20
+timeoutSeconds: 10
+failureThreshold: {{ . }}
+{{- end }}
+
 {{/* Name of the role's service account as the API server says it. */}}
 {{- define "aoe-csi.storageUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:aoe-csi-storage
