@@ -90,7 +90,8 @@ def _tell(story: Story, lab: Lab) -> None:  # noqa: PLR0915 - one story, told in
         story.tell(f"record {acknowledged} is written")
         kept = compute.run(f"grep -c ^record {target}/log").stdout.strip()
         story.require(int(kept) >= acknowledged, f"all {acknowledged} acknowledged records are there")
-        compute.run("sync; echo 3 > /proc/sys/vm/drop_caches")
+        compute.run("sync")
+        compute.drop_caches()
         story.require(
             compute.run(f"sha256sum < {target}/first").stdout.split()[0] == checksum, "the first file is whole"
         )

@@ -252,6 +252,10 @@ class Machine:
         """Return the argv of a program that runs `command` for a person, or a login shell if it is empty."""
         return self._connection.argv(" ".join(command) or "exec bash -l", *(["-t"] if terminal else []))
 
+    def drop_caches(self) -> None:
+        """Have what is clean in its memory read from the devices again. Source: sysctl/vm.rst of the kernel's docs."""
+        self.run("echo 3 > /proc/sys/vm/drop_caches")
+
     def spawn(self, command: str | Sequence[str]) -> RemoteProcess:
         """Start a command that runs until it is stopped."""
         return RemoteProcess.start(self._connection, command, log=self.place)

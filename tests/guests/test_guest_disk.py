@@ -51,12 +51,6 @@ def await_nothing_left(cluster: Cluster, guest: Guest, disk: SeenDisk) -> None:
     await_(lambda: left_over(cluster, guest, disk.serial) == "", "nothing to be left")
 
 
-def holders(cluster: Cluster, volume: str) -> str:
-    """Return the nodes that a volume is wanted by, or granted to."""
-    nodes = "jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
-    return cluster.plane.kubectl("get", "aoevolume", volume, "-o", nodes).stdout
-
-
 def block_claim(claims: Claims) -> None:
     claims.claim("data", size=SIZE, storage_class="thick", block=True)
 
@@ -105,7 +99,7 @@ def test_rounds_leak_nothing(
         assert guest.write(disk.name, f"round-{number}", number)
         disks.detach(f"d{number}")
         await_nothing_left(cluster, guest, disk)
-        assert holders(cluster, claims.volume_of("data")) == ""
+        assert claims.holders("data") == ""
     evidence(f"{ROUNDS} rounds of attach and detach: no device, grant, record, link or XML left")
 
 
@@ -401,7 +395,7 @@ def test_a_host_that_is_lost_for_good_is_given_up_and_keeps_nothing_when_it_retu
     try:
         kubectl("taint", "node", host.name, "node.kubernetes.io/out-of-service=lost:NoExecute")
         disks.detach("d", timeout_s=600)
-        assert holders(cluster, volume) == ""
+        assert claims.holders("data") == ""
         claims.pod("reader", "data", block=True, node=cluster.storage_machines[0].name)
         claims.await_running("reader")
         read = claims.run("reader", "dd if=/dev/data bs=4096 count=1 2>/dev/null | head -n 1").stdout

@@ -72,12 +72,6 @@ def on_machines(cluster: Cluster) -> dict[str, set[str]]:
     return {machine.name: set(machine.run(LEFT_OVER).stdout.splitlines()) for machine in cluster.lab.machines}
 
 
-def holders(claims: Claims, claim: str) -> str:
-    """Return the nodes that a claim's volume is wanted by, or granted to."""
-    nodes = "--output=jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
-    return claims.cluster.plane.kubectl("get", "aoevolume", claims.volume_of(claim), nodes).stdout
-
-
 def has_plug_pods(claims: Claims) -> list[str]:
     """Return the pods by which KubeVirt brings a volume to the node of a running machine."""
     names = claims.kubectl("get", "pods", "--output=name").stdout.split()
@@ -139,7 +133,7 @@ def test_a_disk_comes_to_a_running_guest_and_goes(
     def left() -> str | None:
         now = on_machines(cluster)
         lines = [f"{name}: {line}" for name in now for line in now[name] ^ before[name]]
-        return holders(claims, "hot") or "\n".join(lines) or None
+        return claims.holders("hot") or "\n".join(lines) or None
 
     claims.await_("the machines to be as before", left, READY_S)
     evidence(
@@ -167,7 +161,7 @@ def test_a_second_disk_comes_while_the_first_is_written_and_the_first_goes(
     assert machine.wrong(first.name, "swap", last) == 0
     machine.unplug("first")
     machine.await_phase("first", None)
-    claims.await_("the first one's grant to be given back", lambda: holders(claims, "first") or None, READY_S)
+    claims.await_("the first one's grant to be given back", lambda: claims.holders("first") or None, READY_S)
     assert machine.holds(machine.await_disk(serials["second"]).name, "second", 5)
     evidence(f"a second disk came while one was written ({last + 1} blocks, none lost), and stayed when that went")
 

@@ -73,8 +73,9 @@ class Claims:
         mode: str = "ReadWriteOnce",
         block: bool = False,
         source: dict[str, str] | None = None,
+        volume: str | None = None,
     ) -> None:
-        """Make a PersistentVolumeClaim."""
+        """Make a PersistentVolumeClaim. `volume`: the PersistentVolume that it takes; the class is to be empty then."""
         spec: dict[str, Any] = {
             "storageClassName": storage_class,
             "accessModes": [mode],
@@ -83,6 +84,8 @@ class Claims:
         }
         if source is not None:
             spec["dataSource"] = source
+        if volume is not None:
+            spec["volumeName"] = volume
         self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 
     def pod(
@@ -129,6 +132,11 @@ class Claims:
         """Return the volume id behind a claim."""
         bound = self.get("pvc", claim)["spec"]["volumeName"]
         return str(json.loads(self.kubectl("get", "pv", bound, "-o", "json").stdout)["spec"]["csi"]["volumeHandle"])
+
+    def holders(self, claim: str) -> str:
+        """Return the nodes that a claim's volume is wanted by, or granted to."""
+        nodes = "--output=jsonpath={.spec.tickets[*].node}{.status.grants[*].node}"
+        return self.cluster.plane.kubectl("get", "aoevolume", self.volume_of(claim), nodes).stdout
 
     def delete_pod(self, pod: str, *, timeout_s: float = READY_S) -> None:
         """Delete a pod and wait until it is gone."""

@@ -38,7 +38,7 @@ def test_a_volume_that_no_claim_made_serves_one_after_the_other(cluster: Cluster
     first, second, *_ = (machine.name for machine in (*cluster.compute_machines, *cluster.storage_machines))
     for turn, node in enumerate((first, second), 1):
         plane.apply(persistent)
-        claims.apply(taking(name, f"claim{turn}"))
+        claims.claim(f"claim{turn}", size=SIZE, storage_class="", volume=name)
         claims.pod(f"user{turn}", f"claim{turn}", node=node)
         claims.await_running(f"user{turn}")
         claims.run(f"user{turn}", f"echo turn {turn} >> /data/file; sync")
@@ -51,19 +51,4 @@ def test_a_volume_that_no_claim_made_serves_one_after_the_other(cluster: Cluster
         claims.delete_pod(f"user{turn}")
         claims.kubectl("delete", "pvc", f"claim{turn}", "--timeout=60s", timeout_s=90)
         plane.kubectl("delete", "pv", name, "--timeout=300s", timeout_s=330)
-    claims.await_("the volume to go", lambda: still_there(cluster, name))
-
-
-def taking(volume: str, claim: str) -> dict[str, Any]:
-    """Return a claim that takes a PersistentVolume by its name."""
-    spec = {
-        "volumeName": volume,
-        "storageClassName": "",
-        "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": SIZE}},
-    }
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": spec}
-
-
-def still_there(cluster: Cluster, volume: str) -> str | None:
-    return cluster.plane.kubectl("get", "aoevolume", volume, "--ignore-not-found", "-oname").stdout or None
+    plane.kubectl("wait", "--for=delete", f"aoevolume/{name}", "--timeout=600s", timeout_s=630)

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 LOOK_S = 3.0
 STORM_S = SETTLE_S = 2400.0
 """At most, in vain. Thirty pods at once are a lot of work for emulated machines: half an hour of processor time."""
-OF_CONTROLLER = ("aoe-csi controller", "csi-attacher", "csi-provisioner", "csi-snapshotter", "csi-resizer")
-"""The processes of its pod, by their command lines; one dies in each turn of the controller's."""
-VICTIMS = ("aoe-operator storage", "controller", "aoe-csi node", "aoe-operator cluster", "pod", "kubelet")
+VICTIMS = (
+    ("aoe-operator storage",),
+    ("aoe-csi controller", "csi-attacher", "csi-provisioner", "csi-snapshotter", "csi-resizer"),
+    ("aoe-csi node",),
+    ("aoe-operator cluster",),
+    ("pod",),
+    ("kubelet",),
+)
+"""By command line; of the processes of one pod, the controller's, one in each turn."""
 
 
 @dataclass(slots=True)
@@ -44,9 +50,6 @@ class Killer:
     patience_s: float
     """How long one waits before that for what was killed last to be up again: else no claim comes or goes meanwhile."""
     kills: Counter[str] = field(default_factory=Counter)
-    """By command line, or `pod`, or `kubelet`."""
-    had: set[str] = field(default_factory=set)
-    """Those of VICTIMS that were killed at least once."""
     failed: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -57,9 +60,8 @@ class Killer:
             self.failed.append(error)
 
     def _run(self) -> None:
-        of_controller = itertools.cycle(OF_CONTROLLER)
-        for victim in itertools.cycle(VICTIMS):
-            what = next(of_controller) if victim == "controller" else victim
+        for turn in itertools.cycle([itertools.cycle(group) for group in VICTIMS]):
+            what = next(turn)
             patient_until = time.monotonic() + self.patience_s
             while time.monotonic() < patient_until and not self._all_up():
                 if self._stop.wait(1):
@@ -67,20 +69,19 @@ class Killer:
             if self._stop.wait(self.dice.uniform(*self.pause_s)):
                 return
             try:
-                if self._kill(what):
-                    self.kills[what] += 1
-                    self.had.add(victim)
+                self.kills[what] += self._kill(what)
             except LabError:
                 continue  # kubectl and ssh have their bad moments, too; there is always another victim.
 
     def _all_up(self) -> bool:
-        said = self.cluster.plane.kubectl("get", "pods", f"-n{NAMESPACE}", "-ojson", check=False).stdout
-        states = [pod["status"].get("containerStatuses", []) for pod in json.loads(said or "{}").get("items", [])]
-        return all(each and all(one["ready"] for one in each) for each in states)
+        try:
+            return self.cluster.missing() is None
+        except LabError:
+            return False
 
     def had_all(self) -> bool:
-        """Tell whether everything was killed at least once."""
-        return self.had == set(VICTIMS)
+        """Tell whether something of each group was killed."""
+        return all(any(self.kills[what] for what in group) for group in VICTIMS)
 
     def _kill(self, what: str) -> bool:
         if what == "pod":

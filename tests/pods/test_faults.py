@@ -67,7 +67,7 @@ def test_a_lost_node_s_writer_is_fenced(cluster: Cluster, claims: Claims, fate: 
         cluster.plane.kubectl("taint", "node", lost.name, f"{OUT_OF_SERVICE}-", check=False)
     cluster.await_(lambda: "not Ready" if not_ready(cluster, lost) else None, f"{lost.name} to be back", 300)
     cluster.await_(lambda: still_has(lost), f"{lost.name} to let go of the volume", 400)
-    other.run("echo 3 > /proc/sys/vm/drop_caches")
+    other.drop_caches()
     assert first.seen_by("next") == taken
     assert second.missing() == 0
     written = second.acknowledged()

@@ -12,8 +12,6 @@ from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.kubernetes.helm import NAMESPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prometheus_client import Metric
 
     from aoe_lab.kubernetes.cluster import Cluster
@@ -28,8 +26,8 @@ ROW = re.compile(r"^\| `(aoe_csi_\w+)` \| \w+ \| [^|]* \| ([^|]*) \|", re.MULTIL
 
 def test_every_process_answers_prometheus(cluster: Cluster, claims: Claims) -> None:
     for component, port in PORTS.items():
-        (listed, *_) = scraped(cluster, component, port).values()
-        assert documented(component) <= listed.keys(), component
+        for node, listed in scraped(cluster, component, port).items():
+            assert documented(component) <= listed.keys(), (component, node)
     for sidecar in SIDECARS:
         (listed,) = scraped(cluster, "controller", sidecar).values()
         assert "csi_sidecar_operations_seconds" in listed, sidecar
@@ -41,17 +39,15 @@ def test_every_process_answers_prometheus(cluster: Cluster, claims: Claims) -> N
     (storage,) = cluster.storage_machines
 
     def missing() -> str | None:
-        there = {
-            "volumes": value(cluster, "storage", storage.name, "aoe_csi_volumes"),
-            "exports": value(cluster, "storage", storage.name, "aoe_csi_exports"),
-            "grants": value(cluster, "storage", storage.name, "aoe_csi_grants"),
-            "staged": value(cluster, "node", node, "aoe_csi_staged_volumes"),
-        }
+        serving = scraped(cluster, "storage", PORTS["storage"])[storage.name]
+        using = scraped(cluster, "node", PORTS["node"])[node]
+        there = {name: value(serving, name) for name in ("aoe_csi_volumes", "aoe_csi_exports", "aoe_csi_grants")}
+        there["aoe_csi_staged_volumes"] = value(using, "aoe_csi_staged_volumes")
         return None if set(there.values()) == {1.0} else str(there)
 
     claims.await_("one volume, one export, one grant and one stage record to be told", missing, 180)
-    staged = {"method": "NodeStageVolume", "code": "OK"}
-    assert value(cluster, "node", node, "aoe_csi_call_seconds_count", **staged) >= 1
+    using = scraped(cluster, "node", PORTS["node"])[node]
+    assert value(using, "aoe_csi_call_seconds", "_count", method="NodeStageVolume", code="OK") >= 1
 
 
 def documented(component: str) -> set[str]:
@@ -64,10 +60,7 @@ def documented(component: str) -> set[str]:
 
 def scraped(cluster: Cluster, component: str, port: str) -> dict[str, dict[str, Metric]]:
     """Return node → metric's name → metric, of a component's pods at a port that they name."""
-    return {node: {one.name: one for one in families} for node, families in _scrape(cluster, component, port)}
-
-
-def _scrape(cluster: Cluster, component: str, port: str) -> Iterator[tuple[str, list[Metric]]]:
+    found = {}
     chosen = (f"-n{NAMESPACE}", f"--selector=app.kubernetes.io/component={component}", "-ojson")
     for pod in json.loads(cluster.plane.kubectl("get", "pods", *chosen).stdout)["items"]:
         containers = (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])
@@ -78,16 +71,13 @@ def _scrape(cluster: Cluster, component: str, port: str) -> Iterator[tuple[str, 
         address = "127.0.0.1" if pod["spec"].get("hostNetwork") else pod["status"]["podIP"]
         machine = cluster.lab.machine(pod["spec"]["nodeName"])
         said = machine.run(["busybox", "wget", "-q", "-O-", f"http://{address}:{number}/metrics"]).stdout
-        yield machine.name, list(text_string_to_metric_families(said))
+        found[machine.name] = {one.name: one for one in text_string_to_metric_families(said)}
+    return found
 
 
-def value(cluster: Cluster, component: str, node: str, sample: str, **labels: str) -> float:
-    """Return a sample that a component's own process on a node tells; nan while it tells none."""
-    families = scraped(cluster, component, PORTS[component])[node].values()
+def value(metrics: dict[str, Metric], name: str, suffix: str = "", **labels: str) -> float:
+    """Return a metric's sample; nan while it has none."""
     found = [
-        one.value
-        for family in families
-        for one in family.samples
-        if one.name == sample and labels.items() <= one.labels.items()
+        one.value for one in metrics[name].samples if one.name == name + suffix and labels.items() <= one.labels.items()
     ]
     return found[0] if found else float("nan")

@@ -133,7 +133,8 @@ def adopt(cluster: Cluster, claims: Claims, volume: str) -> None:
         return None if phase == "Ready" else f"it is {phase}"
 
     cluster.await_(not_ready, "the adopted volume")
-    claims.apply(*by_hand(volume))
+    claims.apply(by_hand(volume))
+    claims.claim("made", size=SIZE, storage_class="", volume=volume)
     claims.pod("made-again", "made")
     claims.await_running("made-again")
 
@@ -167,19 +168,15 @@ def adopted(volume: str, node: str) -> dict[str, Any]:
     }
 
 
-def by_hand(volume: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a PersistentVolume for an AoEVolume, and a claim that takes it."""
+def by_hand(volume: str) -> dict[str, Any]:
+    """Return a PersistentVolume for an AoEVolume."""
     reach = [{"matchExpressions": [{"key": "san.aoe-csi.dev/main", "operator": "In", "values": ["true"]}]}]
-    common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
-    persistent = {
-        **common,
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
         "capacity": {"storage": SIZE},
         "persistentVolumeReclaimPolicy": "Retain",
         "csi": {"driver": "aoe-csi.dev", "volumeHandle": volume, "fsType": "ext4"},
         "nodeAffinity": {"required": {"nodeSelectorTerms": reach}},
     }
-    claim = {**common, "volumeName": volume, "resources": {"requests": {"storage": SIZE}}}
-    return (
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": persistent},
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "made"}, "spec": claim},
-    )
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": spec}

@@ -74,7 +74,7 @@ class Writer:
         last = self.acknowledged()
         # What was acknowledged is clean in a node's memory, which would show it also if the storage had lost it.
         for machine in self.claims.cluster.lab.machines:
-            machine.run("echo 3 > /proc/sys/vm/drop_caches")
+            machine.drop_caches()
         said = self.claims.run(self.name, f"grep '^{self.name} ' {LOG}").stdout
         there = Counter(int(line.split()[1]) for line in said.splitlines() if len(line.split()) == 2)
         return sum(there[number] != 1 for number in range(1, last + 1))

@@ -265,7 +265,7 @@ class Cluster:
         Raises: LabError with what is not.
         """
         self.await_(self._old_pods, "aoe-csi to be rolled out")
-        self.await_(self._everything_stands, "aoe-csi to be ready")
+        self.await_(self.missing, "aoe-csi to be ready")
 
     def await_(self, answer: Callable[[], str | None], what: str, timeout_s: float = READY_S) -> None:
         """Wait until `answer` returns None. Raises: LabError with what it returned last."""
@@ -293,7 +293,8 @@ class Cluster:
                 return said.stdout + said.stderr
         return None
 
-    def _everything_stands(self) -> str | None:
+    def missing(self) -> str | None:
+        """Return what keeps aoe-csi from being ready, None when it is. Raises: CommandFailed when nobody answers."""
         pods = json.loads(self.plane.kubectl("get", "pods", f"--namespace={NAMESPACE}", "-o", "json").stdout)["items"]
         expected = 2 + len(self.lab.machines) + len(self.storage_machines) + len(self.hypervisors)
         if len(pods) < expected:

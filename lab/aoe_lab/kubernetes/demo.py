@@ -96,7 +96,7 @@ def _tell(story: Story, cluster: Cluster) -> None:
             lambda: None if _acknowledged(cluster) > stalled + 3 else "it still waits", "the pod to write on"
         )
         acknowledged = _acknowledged(cluster)
-        compute.run("echo 3 > /proc/sys/vm/drop_caches")  # Read again, from the storage machine.
+        compute.drop_caches()
         kept = int(_in_pod(cluster, "grep -c ^record /data/log"))
         story.require(kept >= acknowledged, f"all {acknowledged} acknowledged records are there")
         restarts = kubectl("get", "pod", "writer", "-ojsonpath={.status.containerStatuses[0].restartCount}").stdout

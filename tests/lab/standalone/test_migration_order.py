@@ -18,7 +18,7 @@ BLOCKS = 256
 
 @pytest.fixture
 def volume(workload: Callable[..., Workload]) -> Workload:
-    """A volume that the source has."""
+    """A volume that two machines may write to."""
     shared = capability(block=True, mode=AccessMode.MULTI_NODE_MULTI_WRITER)
     made = workload(pool=THICK, size_bytes=16 << 20, capability=shared)
     made.create()
