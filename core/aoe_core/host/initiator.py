@@ -21,7 +21,7 @@ from aoe_core.errors import AoECsiError, CommandFailed, NotFound, Unreachable
 from aoe_core.host import wire
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Answer, AoEDevice, Runner
-from aoe_core.host.openers import HostPaths, find_opener
+from aoe_core.host.openers import HostPaths, Openers
 from aoe_core.model import Address, Mac
 from aoe_core.units import SECTOR_BYTES
 
@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 HDIO_GET_IDENTITY = 0x030D
 _CONTROL_LIMIT_S = 20.0
 _OPEN_LIMIT_S = 15.0
-"""An open of a healthy device takes milliseconds; looking through every process's files up to a second or two."""
+"""An open of a healthy device takes milliseconds."""
+_USERS_LIMIT_S = 60.0
+"""Looking through every process's files takes up to a second or two, many times that on a small node that is busy; and
+one waits for the look before."""
 _DIRECTORY = re.compile(r"etherd!(e\d+\.\d+)")
 _TARGET = re.compile(r"^([0-9a-f]{12}):\d+:\d+:\d+$", re.MULTILINE)
 
@@ -42,6 +45,7 @@ class LinuxInitiator:
         self._runner = runner
         self._calls = calls
         self._paths = paths or HostPaths()
+        self._openers = Openers(self._paths)
 
     def probe(self, interface: str, address: Address, *, timeout_s: float) -> tuple[Answer, ...]:
         """Ask the wire for the whole of `timeout_s`."""
@@ -86,10 +90,11 @@ class LinuxInitiator:
         if not device.up:
             # The driver refuses to open a device that is down, and says closewait while somebody has it open.
             return device.closewait or self._kicked(address)
+        node, numbers = self._node(address), self._numbers(address)
         opener = self._calls.run(
-            device.path,
-            lambda: find_opener(self._node(address), self._numbers(address), self._paths),
-            timeout_s=_OPEN_LIMIT_S,
+            device.path, lambda: self._openers.find_claim(node, numbers), timeout_s=_OPEN_LIMIT_S
+        ) or self._calls.run(
+            f"users of {device.path}", lambda: self._openers.find_user(numbers), timeout_s=_USERS_LIMIT_S
         )
         if opener is not None:
             log.info("device is open", extra={"device": str(address), "opener": opener})

@@ -4,19 +4,22 @@ The kernel keeps no number to read, so everyone is asked who can hold one: an ex
 device-mapper, md or swap holds the device or a partition of it; /sys/block/*/holders names stacked devices; loop
 devices (kubelet makes one per raw block volume) tell their backing device; and programs such as qemu, which open
 without claiming, show in /proc/<pid>/fd. Needs the host's /proc, /sys and /dev, and root.
-Every step may block while the device's target is silent: call through `BlockingCalls`.
+Every step may block while a device's target is silent: call through `BlockingCalls`.
 Sources: block/bdev.c (bd_may_claim), drivers/block/loop.c (loop_get_status), proc(5).
 """
+# ruff: noqa: PTH115, PTH116, PTH208 - a few questions for each of many thousands of files; pathlib takes much longer.
 
 import errno
 import fcntl
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from aoe_core.errors import CommandFailed
+from aoe_core.host.looks import SharedLook
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64_BYTES = 232
@@ -33,12 +36,27 @@ class HostPaths:
     dev: Path = Path("/dev")
 
 
-def find_opener(device: str, numbers: frozenset[str], paths: HostPaths) -> str | None:
-    """Return a word on who has the device open, None when nobody has.
+class Openers:
+    """Who has devices of this host open. Thirty volumes may be staged at once after a boot, and a look at every process
+    takes seconds of a small machine: those who ask while one is under way share the next."""
 
-    `numbers` are `major:minor` of the device and its partitions. Raises: CommandFailed when it cannot be found out.
-    """
-    return _claimed(device) or _stacked(numbers, paths) or _looped(numbers, paths) or _opened_by_process(numbers, paths)
+    def __init__(self, paths: HostPaths) -> None:
+        self._paths = paths
+        self._used = SharedLook(self._look)
+
+    def find_claim(self, device: str, numbers: frozenset[str]) -> str | None:
+        """Return a word on what the kernel itself has the device for, None when it has not. `numbers`: `major:minor` of
+        the device and its partitions. Raises: CommandFailed when it cannot be found out."""
+        return _claimed(device) or _stacked(numbers, self._paths)
+
+    def find_user(self, numbers: frozenset[str]) -> str | None:
+        """Return a word on the loop device or process that has one of these devices open, None when nothing has.
+        Raises: CommandFailed when it cannot be found out."""
+        used = self._used.take()
+        return next((used[number] for number in sorted(numbers) if number in used), None)
+
+    def _look(self) -> Mapping[str, str]:
+        return {**_opened_by_processes(self._paths), **_looped(self._paths)}
 
 
 def _claimed(device: str) -> str | None:
@@ -60,7 +78,9 @@ def _stacked(numbers: frozenset[str], paths: HostPaths) -> str | None:
     return None
 
 
-def _looped(numbers: frozenset[str], paths: HostPaths) -> str | None:
+def _looped(paths: HostPaths) -> dict[str, str]:
+    """Return the `major:minor` behind each loop device → that."""
+    found: dict[str, str] = {}
     for backing in (paths.sys / "block").glob("loop*/loop/backing_file"):
         name = backing.parent.parent.name
         try:
@@ -79,50 +99,56 @@ def _looped(numbers: frozenset[str], paths: HostPaths) -> str | None:
             raise CommandFailed(f"loop device {name} does not tell its backing ({error.strerror})") from error
         finally:
             os.close(descriptor)
-        backing_device: int = struct.unpack_from("<QQQ", status)[2]
-        if f"{os.major(backing_device)}:{os.minor(backing_device)}" in numbers:
-            return f"loop device {name}"
-    return None
+        found[_number(struct.unpack_from("<QQQ", status)[2])] = f"loop device {name}"
+    return found
 
 
-def _opened_by_process(numbers: frozenset[str], paths: HostPaths) -> str | None:
+def _opened_by_processes(paths: HostPaths) -> dict[str, str]:
+    """Return the `major:minor` of each block device that a process has open → one such process."""
+    found: dict[str, str] = {}
     # Nearly all processes see the mounts of a few, and a node of Kubernetes has hundreds of them.
-    remote_seen: dict[tuple[Path, Path], frozenset[str]] = {}
-    for process in paths.proc.iterdir():
-        if not process.name.isdigit():
-            continue
+    remote_seen: dict[tuple[str, str], frozenset[str]] = {}
+    for number in filter(str.isdigit, os.listdir(paths.proc)):
+        process = f"{paths.proc}/{number}"
         try:
-            descriptors = [one.name for one in (process / "fd").iterdir()]
+            descriptors = os.listdir(f"{process}/fd")
             if not descriptors:
                 continue
-            view = ((process / "ns" / "mnt").readlink(), (process / "root").readlink())
+            view = os.readlink(f"{process}/ns/mnt"), os.readlink(f"{process}/root")
             if view not in remote_seen:
-                remote_seen[view] = _remote_mounts((process / "mountinfo").read_bytes())
-            if any(_is_open(process, one, numbers, remote_seen[view]) for one in descriptors):
-                return f"process {process.name} ({_command(process)})"
+                remote_seen[view] = _remote_mounts(Path(process, "mountinfo").read_bytes())
+            for one in descriptors:
+                device = _open_device(process, one, remote_seen[view])
+                if device is not None and device not in found:
+                    found[device] = f"process {number} ({_command(process)})"
         except OSError as error:
             if _is_gone(error):
                 continue
             raise CommandFailed(
-                f"the open files of process {process.name} cannot be listed ({error.strerror}); run as root in the "
-                "host's process namespace"
+                f"the open files of process {number} cannot be listed ({error.strerror}); run as root in the host's "
+                "process namespace"
             ) from error
-    return None
+    return found
 
 
-def _is_open(process: Path, descriptor: str, numbers: frozenset[str], remote: frozenset[str]) -> bool:
-    link = process / "fd" / descriptor
+def _open_device(process: str, descriptor: str, remote: frozenset[str]) -> str | None:
+    """Return the `major:minor` of the block device that a descriptor is of, None when it is of none."""
+    link = f"{process}/fd/{descriptor}"
     try:
-        if not str(link.readlink()).startswith("/"):
-            return False  # Sockets, pipes and anonymous inodes.
-        if remote and _mount_of((process / "fdinfo" / descriptor).read_text(encoding="ascii")) in remote:
-            return False
-        found = link.stat()
+        if not os.readlink(link).startswith("/"):
+            return None  # Sockets, pipes and anonymous inodes.
+        if remote and _mount_of(Path(process, "fdinfo", descriptor).read_text(encoding="ascii")) in remote:
+            return None
+        found = os.stat(link)
     except OSError as error:
         if _is_gone(error):
-            return False
+            return None
         raise
-    return stat.S_ISBLK(found.st_mode) and f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}" in numbers
+    return _number(found.st_rdev) if stat.S_ISBLK(found.st_mode) else None
+
+
+def _number(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _is_gone(error: OSError) -> bool:
@@ -146,8 +172,8 @@ def _mount_of(fdinfo: str) -> str:
     return ""
 
 
-def _command(process: Path) -> str:
+def _command(process: str) -> str:
     try:
-        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+        return Path(process, "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "ended"

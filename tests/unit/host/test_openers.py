@@ -1,11 +1,15 @@
 """Processes that may have a device open, in a /proc of files: which of their files are asked about at all."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from aoe_core.errors import CommandFailed
-from aoe_core.host.openers import HostPaths, find_opener
+from aoe_core.host import openers
+from aoe_core.host.openers import HostPaths, Openers
 
 LOCAL = "7 1 8:1 / /data rw shared:1 - ext4 /dev/sda1 rw\n"
 REMOTE = "7 1 0:50 / /data rw shared:1 - nfs4 server:/data rw\n"
@@ -17,8 +21,6 @@ class Proc:
     def __init__(self, root: Path) -> None:
         self.paths = HostPaths(proc=root / "proc", sys=root / "sys", dev=root / "dev")
         (self.paths.sys / "block").mkdir(parents=True)
-        self.device = root / "device"
-        self.device.touch()
         self._endless = root / "endless"
         self._endless.symlink_to(self._endless)
 
@@ -33,7 +35,7 @@ class Proc:
         (process / "mountinfo").write_text(mounts)
 
     def find(self) -> str | None:
-        return find_opener(str(self.device), frozenset({"152:16"}), self.paths)
+        return Openers(self.paths).find_user(frozenset({"152:16"}))
 
 
 @pytest.fixture
@@ -73,3 +75,32 @@ def test_mounts_of_one_view_are_not_taken_for_another_s(proc: Proc, other: dict[
     proc.add(11, LOCAL, **other)
     with pytest.raises(CommandFailed, match="process 11"):
         proc.find()
+
+
+def test_who_asks_while_one_look_is_under_way_shares_the_next(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Barrier(11), threading.Event()
+    begun: list[None] = []
+
+    def slowly(_: HostPaths) -> dict[str, str]:
+        begun.append(None)
+        number = len(begun)
+        assert go_on.wait(10)
+        return {"152:16": f"look {number}"}
+
+    monkeypatch.setattr(openers, "_opened_by_processes", slowly)
+    shared = Openers(proc.paths)
+    with ThreadPoolExecutor(11) as threads:
+        first = threads.submit(shared.find_user, frozenset({"152:16"}))
+        while not begun:
+            time.sleep(0.01)
+
+        def ask() -> str | None:
+            asked.wait(10)
+            return shared.find_user(frozenset({"152:16", "152:17"}))
+
+        others = [threads.submit(ask) for _ in range(10)]
+        asked.wait(10)
+        time.sleep(0.2)
+        go_on.set()
+        assert first.result() == "look 1"
+        assert {one.result() for one in others} == {"look 2"}
