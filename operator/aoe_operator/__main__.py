@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
         help="which namespaces may attach to which guests; left out: AoEGuestDisks are not seen to",
     )
     cluster.add_argument(
+        "--virtual-machines", action="store_true", help="see to AoEGuestDisks of KubeVirt's machines, too"
+    )
+    cluster.add_argument(
         "--storage-profiles", action="store_true", help="tell KubeVirt's CDI, if it is there, of our StorageClasses"
     )
     cluster.set_defaults(act=_cluster)
@@ -166,37 +169,49 @@ def _cluster(options: argparse.Namespace, stop: threading.Event) -> None:
         compute.look_sometimes()
         role.tell_liveness(seen)
 
-    with _storage_profiles(options, stop), _guest_grants(options, store, stop) as grant:
+    with _storage_profiles(options, stop), _guest_disks(options, store, stop) as guest_disks:
         watching = live.watch(stop, tell)
-        handlers.run(handlers.cluster(role, grant), stop=stop, liveness=options.liveness)
+        handlers.run(handlers.cluster(role, guest_disks), stop=stop, liveness=options.liveness)
         stop.set()
     watching.join()
 
 
 @contextmanager
-def _guest_grants(
+def _guest_disks(
     options: argparse.Namespace, store: KubernetesStore, stop: threading.Event
-) -> Iterator[handlers.ReconcileWithin | None]:
-    """Give the cluster role's half of guests' disks, if there are to be any, and see to what grows meanwhile."""
+) -> Iterator[handlers.GuestDiskRoles | None]:
+    """Give what the cluster role does for guests' disks, if there are to be any, and see meanwhile to what grows, and
+    to machines that start and stop."""
     if options.guest_access is None:
         yield None
         return
     from aoe_core.resources import guest_access
-    from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks, KubernetesHosts
+    from aoe_core.resources.guest_kubernetes import (
+        KubernetesClaims,
+        KubernetesGuestDisks,
+        KubernetesHosts,
+        KubernetesMachines,
+    )
     from aoe_core.resources.provisioner import ClusterProvisioner
+    from aoe_operator.guest_definition import give_up
     from aoe_operator.guest_grants import GuestGrants
+    from aoe_operator.machine_disks import MachineDisks, Unseen
 
     guest_access.read(options.guest_access)  # A list that cannot be read is refused here, not at the first disk.
     config, holder = options.kubeconfig, "cluster"
-    grants = GuestGrants(
-        KubernetesGuestDisks(config, holder=holder),
-        KubernetesClaims(config, holder=holder),
-        KubernetesHosts(config, holder=holder, registrations=KubernetesRegistrations(config, options.namespace)),
-        ClusterProvisioner(store, patience_s=GRANTED_S),
-        rules=functools.partial(guest_access.read, options.guest_access),
-    )
-    with Repeated(grants.let_go, grants.follow_growth, name="growth", every_s=GROWN_EVERY_S, stop=stop):
-        yield grants.reconcile
+    rules = functools.partial(guest_access.read, options.guest_access)
+    disks, claims = KubernetesGuestDisks(config, holder=holder), KubernetesClaims(config, holder=holder)
+    hosts = KubernetesHosts(config, holder=holder, registrations=KubernetesRegistrations(config, options.namespace))
+    provisioner = ClusterProvisioner(store, patience_s=GRANTED_S)
+    grants = GuestGrants(disks, claims, hosts, provisioner, rules=rules)
+    kubevirt = KubernetesMachines(config, holder=holder) if options.virtual_machines else Unseen()
+    machines = MachineDisks(disks, claims, kubevirt, provisioner, rules=rules)
+
+    def let_go() -> None:
+        give_up(disks, lambda disk: grants.reconcile if disk.spec.libvirt is not None else machines.reconcile)
+
+    with Repeated(let_go, grants.follow_growth, machines.follow, name="guests", every_s=GROWN_EVERY_S, stop=stop):
+        yield handlers.GuestDiskRoles(grant=grants.reconcile, plug=machines.reconcile)
 
 
 @contextmanager

@@ -15,17 +15,15 @@ and host are written down before anything is done with them: what there may be t
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unreachable, Unsupported
+from aoe_core.errors import AoECsiError, Busy, NotFound, Unfinished, Unreachable, Unsupported
 from aoe_core.locks import Locks
 from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
-from aoe_core.resources import claims
-from aoe_core.resources.claims import Claim, ClaimStore
+from aoe_core.resources.claims import ClaimStore
 from aoe_core.resources.fields import GROUP, parse_quantity
 from aoe_core.resources.guest_access import AccessRules, require_access
 from aoe_core.resources.guest_disk import (
@@ -40,17 +38,17 @@ from aoe_core.resources.guest_disk import (
     is_going,
     is_host_finalizer,
     key_of,
+    libvirt_guest,
     on_host,
     wanted_hosts,
     with_host,
     without_host,
 )
 from aoe_operator.background import attempt
+from aoe_operator.guest_claims import Admitted, GuestClaims
 from aoe_operator.guest_status import SOON_S, Teller, again_s, is_passing
 
 log = logging.getLogger(__name__)
-
-_CLAIM_FINALIZER = f"guest-disk.{GROUP}/"
 
 
 class Grants(Protocol):
@@ -80,24 +78,6 @@ class Hosts(Protocol):
         nobody there will let go of anything."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Admitted:
-    """What a disk may have, and how its hosts are granted it."""
-
-    claim: Claim
-    volume_id: VolumeId
-    mode: AccessMode
-    """The ticket's."""
-    read_only: bool
-
-    @property
-    def use(self) -> AccessMode:
-        """How a guest uses it, who may only read where its ticket does not let it write."""
-        if not self.read_only:
-            return self.mode
-        return AccessMode.MULTI_NODE_READER_ONLY if self.mode.many_nodes else AccessMode.SINGLE_NODE_READER_ONLY
-
-
 class GuestGrants:
     """Admits guests' disks and has their hosts granted. Two of it may run: each writes only over what it has read, and
     takes back what it did for a disk that was gone by then."""
@@ -114,7 +94,7 @@ class GuestGrants:
     ) -> None:
         """`rules`: reads the administrator's list as it is now."""
         self._disks = disks
-        self._claims = claim_store
+        self._claims = GuestClaims(disks, claim_store)
         self._hosts = hosts
         self._grants = grants
         self._rules = rules
@@ -161,7 +141,7 @@ class GuestGrants:
     def _grant(self, disk: AoEGuestDisk) -> float | None:
         if GRANT_FINALIZER not in disk.metadata.finalizers:
             disk = self._disks.put_finalizers(disk, (*disk.metadata.finalizers, GRANT_FINALIZER))
-        type_, guest = "Granted", disk.spec.libvirt
+        type_, guest = "Granted", libvirt_guest(disk)
         try:
             node_ids = self._hosts.node_ids()
             if on_host(disk.status, guest.host) is None:
@@ -170,7 +150,7 @@ class GuestGrants:
             disk = self._noted(disk, admitted)
             if not disk.status.domain_uuid:
                 return None  # Its host says whether there is such a domain, and calls with its UUID.
-            self._hold(disk, admitted.claim)
+            self._claims.hold(disk, admitted.claim)
             disk = self._publish(disk, guest.host, admitted, node_ids)
             disk = self._teller.holds(disk, type_, f"host {guest.host} may use volume {disk.status.volume}")
             # Before anybody else is granted: there is room for two.
@@ -205,75 +185,30 @@ class GuestGrants:
                 if one.grant is None:
                     disk = self._take_back_from(disk, one.host)
             if not disk.status.hosts:
-                self._let_go_of_claim(disk)
+                self._claims.let_go(disk)
         return again_s(error)
 
-    def _admitted(self, disk: AoEGuestDisk) -> _Admitted:
+    def _admitted(self, disk: AoEGuestDisk) -> Admitted:
         """Return what the disk may have, after checking that it may. What has a grant was admitted: a list that changes
         later takes nothing from a guest."""
-        guest, namespace = disk.spec.libvirt, disk.metadata.namespace
+        guest = libvirt_guest(disk)
         self._require_access(disk, guest.host)
-        claim = self._claims.find_claim(namespace, disk.spec.claim)
-        if claim is None:
-            raise NotFound(f"claim {namespace}/{disk.spec.claim} does not exist; create it, or name another one")
-        if claim.deleting and not disk.status.hosts:
-            raise InUse(f"{claim} is being deleted; delete this too, or name another claim")
-        claims.require_block(claim)
-        if not claim.bound:
-            self._have_bound(claim, guest.host)
-            raise Unfinished(f"{claim} is not bound yet; kubectl describe pvc -n {namespace} {claim.name} says why")
-        volume = self._claims.find_volume(claim.volume_name)
-        if volume is None:
-            raise Unfinished(f"{claim} is bound to PersistentVolume {claim.volume_name}, which is not there yet")
-        volume_id, read_only = claims.volume_of(claim, volume), disk.spec.read_only or volume.read_only
-        if disk.status.volume not in ("", volume_id):
-            raise Conflict(
-                f"{claim} is another volume now, {volume_id}, and this disk is of volume {disk.status.volume}; delete "
-                "this and make another"
-            )
-        mode = claims.mode_of(claim, volume, read_only=read_only)
-        return _Admitted(claim=claim, volume_id=volume_id, mode=mode, read_only=read_only)
+        return self._claims.admit(disk, node=guest.host, has_it=bool(disk.status.hosts))
 
     def _require_access(self, disk: AoEGuestDisk, host: str) -> None:
         """Check the administrator's list, unless the host has its grant already. Raises: Invalid."""
         entry = on_host(disk.status, host)
         if entry is None or entry.grant is None:
-            guest = disk.spec.libvirt
+            guest = libvirt_guest(disk)
             require_access(self._rules(), namespace=disk.metadata.namespace, host=host, domain=guest.domain)
 
-    def _have_bound(self, claim: Claim, host: str) -> None:
-        """Be the first consumer of a claim that waits for one."""
-        if claim.selected_node == host or not self._claims.waits_for_consumer(claim.storage_class):
-            return
-        if claim.selected_node:
-            raise InUse(
-                f"{claim} is being bound for node {claim.selected_node}, for a pod there; remove that pod, or wait and "
-                "see whether the volume can be reached from here too"
-            )
-        self._claims.select_node(claim, host)
-
-    def _noted(self, disk: AoEGuestDisk, admitted: _Admitted) -> AoEGuestDisk:
+    def _noted(self, disk: AoEGuestDisk, admitted: Admitted) -> AoEGuestDisk:
         """Write down which volume it is, before anything is done with it."""
-        guest = f"{disk.spec.libvirt.host}/{disk.spec.libvirt.domain}"
-        return self._teller.change(
-            disk, lambda now: replace(now, guest=guest, volume=admitted.volume_id, mode=admitted.use)
-        )
+        where = libvirt_guest(disk)
+        guest = f"{where.host}/{where.domain}"
+        return self._teller.change(disk, lambda now: admitted.noted_in(now, guest))
 
-    def _hold(self, disk: AoEGuestDisk, claim: Claim) -> None:
-        """Keep the claim, unless another disk has it and one of the two writes. The claim is written over what was
-        read, so of two that come at once one is refused."""
-        ours = _finalizer_of(disk)
-        others = {one for one in claim.finalizers if one.startswith(_CLAIM_FINALIZER)} - {ours}
-        for other in self._disks.list() if others else ():
-            if _finalizer_of(other) in others and not (_reads(other) and _reads(disk)):
-                raise InUse(
-                    f"{claim} is AoEGuestDisk {other.metadata.name}'s, of guest {other.status.guest}; delete that "
-                    "first: two guests have one volume only when both read it"
-                )
-        if ours not in claim.finalizers:
-            self._claims.put_claim_finalizers(claim, (*claim.finalizers, ours))
-
-    def _publish(self, disk: AoEGuestDisk, host: str, admitted: _Admitted, node_ids: Mapping[str, str]) -> AoEGuestDisk:
+    def _publish(self, disk: AoEGuestDisk, host: str, admitted: Admitted, node_ids: Mapping[str, str]) -> AoEGuestDisk:
         """Have a host granted, and write the grant down. Raises: NotFound also when the disk is gone."""
         entry = on_host(disk.status, host)
         try:
@@ -330,15 +265,6 @@ class GuestGrants:
         self._disks.put_finalizers(disk, tuple(kept))
         return None
 
-    def let_go(self) -> None:
-        """Give up disks that go with their definition. kopf serves no kind whose definition is going. Raises:
-        Unreachable."""
-        if not self._disks.is_definition_going():
-            return
-        for disk in filter(is_going, self._disks.list()):
-            namespace, name = disk.metadata.namespace, disk.metadata.name
-            attempt(partial(self.reconcile, namespace, name), f"giving up {namespace}/{name}")
-
     def _require_let_go(self, disk: AoEGuestDisk, host: str) -> None:
         """Check that a host has let go, or that a person has given it up. Raises: Unfinished."""
         if host_finalizer(host) not in disk.metadata.finalizers:
@@ -356,7 +282,7 @@ class GuestGrants:
         """Take every ticket back, then let go of the claim. Raises: Busy, Unfinished, Unreachable."""
         for host in _hosts_of(disk) if disk.status.volume else ():
             self._grants.unpublish(VolumeId(disk.status.volume), NodeName(host), guest=holder_of(disk))
-        self._let_go_of_claim(disk)
+        self._claims.let_go(disk)
 
     def _take_back_from(self, disk: AoEGuestDisk, host: str) -> AoEGuestDisk:
         """Take one host's ticket back, and forget the host. Its grant goes from the status first, and only from the one
@@ -372,11 +298,6 @@ class GuestGrants:
             disk = self._disks.put_finalizers(disk, finalizers)  # Of a host that was given up.
         return self._teller.change(disk, lambda now: without_host(now, host))
 
-    def _let_go_of_claim(self, disk: AoEGuestDisk) -> None:
-        claim, ours = self._claims.find_claim(disk.metadata.namespace, disk.spec.claim), _finalizer_of(disk)
-        if claim is not None and ours in claim.finalizers:
-            self._claims.put_claim_finalizers(claim, tuple(one for one in claim.finalizers if one != ours))
-
 
 def _identity(node_ids: Mapping[str, str], host: str) -> NodeIdentity:
     """Return a host as it is registered. Raises: NotFound."""
@@ -389,7 +310,7 @@ def _identity(node_ids: Mapping[str, str], host: str) -> NodeIdentity:
     return NodeIdentity.parse(node_id)
 
 
-def _require_many(admitted: _Admitted) -> None:
+def _require_many(admitted: Admitted) -> None:
     """Check that two hosts may have a volume at once. Raises: Unsupported."""
     if not admitted.mode.many_nodes:
         raise Unsupported(
@@ -401,14 +322,3 @@ def _require_many(admitted: _Admitted) -> None:
 def _hosts_of(disk: AoEGuestDisk) -> tuple[str, ...]:
     """Return the hosts that may have something of a disk."""
     return tuple(sorted({*wanted_hosts(disk), *(one.host for one in disk.status.hosts)}))
-
-
-def _reads(disk: AoEGuestDisk) -> bool:
-    """Say whether a disk can do no more than read."""
-    return disk.status.mode is not None and not disk.status.mode.writes
-
-
-def _finalizer_of(disk: AoEGuestDisk) -> str:
-    """Return the finalizer by which one guest's disk holds its claim. One each: two that shared one would have to
-    agree on who takes it off."""
-    return f"{_CLAIM_FINALIZER}{disk.metadata.uid}"

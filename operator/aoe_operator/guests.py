@@ -32,6 +32,7 @@ from aoe_core.resources.guest_disk import (
     host_finalizer,
     is_going,
     key_of,
+    libvirt_guest,
     on_host,
     wanted_hosts,
     with_host,
@@ -78,7 +79,7 @@ class GuestsRole:
                 return None  # The cluster role says why, and calls with the volume.
             if self._finalizer not in disk.metadata.finalizers:
                 disk = self._store.put_finalizers(disk, (*disk.metadata.finalizers, self._finalizer))
-            return self._tried(disk, self._attach if self._host == disk.spec.libvirt.host else self._prepare)
+            return self._tried(disk, self._attach if self._host == libvirt_guest(disk).host else self._prepare)
 
     def find_drifted(self) -> tuple[tuple[str, str], ...]:
         """Return the disks, by namespace and name, that libvirt shows otherwise than their status says: somebody took
@@ -96,7 +97,7 @@ class GuestsRole:
             return False
         if entry.here != _is_here(shown):
             return True
-        if self._host != disk.spec.libvirt.host:
+        if self._host != libvirt_guest(disk).host:
             return shown is None or not _is_said(disk, "Migratable")
         return not (shown is not None and shown.state is DiskState.ATTACHED and _is_said(disk, "Attached"))
 
@@ -111,7 +112,7 @@ class GuestsRole:
         here = {
             origin_of(disk)
             for disk in self._store.list()
-            if disk.spec.libvirt.host == self._host and not is_going(disk)
+            if wanted_hosts(disk)[:1] == (self._host,) and not is_going(disk)
             if not any(one.here for one in disk.status.hosts if one.host != self._host)
         }
         return origins <= here
@@ -131,7 +132,7 @@ class GuestsRole:
 
     def _tried(self, disk: AoEGuestDisk, act: Callable[[AoEGuestDisk], float | None]) -> float | None:
         """Do something for a disk that is wanted here, and say what became of it."""
-        type_ = "Attached" if self._host == disk.spec.libvirt.host else "Migratable"
+        type_ = "Attached" if self._host == libvirt_guest(disk).host else "Migratable"
         try:
             self._require_no_other(disk)
             return act(disk)
@@ -169,7 +170,7 @@ class GuestsRole:
     def _admit(self, disk: AoEGuestDisk) -> None:
         """Say which domain it is, before the host is granted anything for it."""
         domain = self._disks.require_admissible(
-            disk.spec.libvirt.domain,
+            libvirt_guest(disk).domain,
             VolumeId(disk.status.volume),
             _mode(disk),
             Bus(disk.spec.bus),
@@ -202,7 +203,7 @@ class GuestsRole:
         return self._teller.holds(disk, "Attached", where)
 
     def _domain_gone(self, disk: AoEGuestDisk) -> NotFound:
-        guest = disk.spec.libvirt
+        guest = libvirt_guest(disk)
         others = [one.host for one in disk.status.hosts if one.host != guest.host]
         remedy = "delete this, and make another for the domain that is there"
         if others:
@@ -212,10 +213,10 @@ class GuestsRole:
 
     def _prepare(self, disk: AoEGuestDisk) -> float | None:
         """Have everything ready for a guest that is to come, and see whether it has."""
-        entry, now_on = on_host(disk.status, self._host), on_host(disk.status, disk.spec.libvirt.host)
+        entry, now_on = on_host(disk.status, self._host), on_host(disk.status, libvirt_guest(disk).host)
         if entry is None or entry.grant is None:
             return None  # The cluster role says why, and calls with the grant.
-        domain = disk.spec.libvirt.domain
+        domain = libvirt_guest(disk).domain
         if any(not record.wanted for record in self._records_of(disk)):
             self._leave(disk)  # The move was called off, and called for again before that had come to its end.
         record = self._disks.prepare(
@@ -322,9 +323,10 @@ class GuestsRole:
             try:
                 self._disks.detach(record.domain_uuid, record.volume_id, asking=False, tell=_tell_log(disk))
             except InUse as error:
+                guest = libvirt_guest(disk)
                 raise InUse(
-                    f"{error}; if it is domain {disk.spec.libvirt.domain}: migrate it to {disk.spec.libvirt.host}, or "
-                    f"set libvirt.host to {self._host}"
+                    f"{error}; if it is domain {guest.domain}: migrate it to {guest.host}, or set libvirt.host to "
+                    f"{self._host}"
                 ) from error
 
     # --- parts --------------------------------------------------------------------------------------------------

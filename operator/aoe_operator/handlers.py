@@ -249,18 +249,30 @@ def storage(role: StorageRole, node: str) -> Handlers:
     )
 
 
-def cluster(role: ClusterRole, grant: ReconcileWithin | None = None) -> Handlers:
-    """Return the handlers of the cluster role. `grant`: its half of guests' disks, where there are any."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuestDiskRoles:
+    """What the cluster role does for guests' disks."""
+
+    grant: ReconcileWithin
+    """For those of libvirt's domains."""
+    plug: ReconcileWithin
+    """For those of KubeVirt's machines."""
+
+
+def cluster(role: ClusterRole, guest_disks: GuestDiskRoles | None = None) -> Handlers:
+    """Return the handlers of the cluster role. `guest_disks`: where there are any."""
     registry = _registry()
     volumes = functools.partial(_call, "placement", role.place)
     nodes = functools.partial(_call, "aoenodes", role.decommission)
     for on in (kopf.on.resume, kopf.on.create, kopf.on.update):
         on(GROUP, VERSION, "aoevolumes", registry=registry, id="place", when=functools.partial(_is_open, role))(volumes)
         on(GROUP, VERSION, "aoenodes", registry=registry, id="decommission", when=_is_decommissioned)(nodes)
-    if grant is not None:
-        disks = functools.partial(_call_within, "grants", grant)
+    if guest_disks is not None:
+        grant = functools.partial(_call_within, "grants", guest_disks.grant)
+        plug = functools.partial(_call_within, "plugs", guest_disks.plug)
         for on in _FROM_BEGINNING_TO_END:
-            on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="grant")(disks)
+            on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="grant", when=_is_of_libvirt)(grant)
+            on(GROUP, VERSION, _GUEST_DISKS, registry=registry, id="plug", when=_is_of_kubevirt)(plug)
     return Handlers(
         role="cluster",
         finalizer=GRANT_FINALIZER,
@@ -353,8 +365,16 @@ def _call_within(kind: str, reconcile: ReconcileWithin, *, namespace: str, name:
 
 def _concerns(host: str, *, spec: Mapping[str, Any], meta: Mapping[str, Any], **_: Any) -> bool:
     """Whether a guest's disk is, or may be, a host's matter. As `wanted_hosts` says of one that has been read."""
-    guest = spec["libvirt"]
-    return host in (guest["host"], guest.get("migrateTo")) or host_finalizer(host) in (meta.get("finalizers") or ())
+    guest = spec.get("libvirt") or {}
+    return host in (guest.get("host"), guest.get("migrateTo")) or host_finalizer(host) in (meta.get("finalizers") or ())
+
+
+def _is_of_libvirt(*, spec: Mapping[str, Any], **_: Any) -> bool:
+    return "libvirt" in spec
+
+
+def _is_of_kubevirt(*, spec: Mapping[str, Any], **_: Any) -> bool:
+    return "kubevirt" in spec
 
 
 def _domain(disk: Mapping[str, Any]) -> object:

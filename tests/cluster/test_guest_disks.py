@@ -88,7 +88,9 @@ def on_host(disks: KubernetesGuestDisks, disk: AoEGuestDisk, host: str, *, grant
     ("spec", "message"),
     [
         ({"libvirt": libvirt()}, "spec.claim: Required value"),
-        ({"claim": "data"}, "spec.libvirt: Required value"),
+        ({"claim": "data"}, "name one guest: libvirt, or kubevirt"),
+        (guest(kubevirt={"virtualMachine": "vm1"}), "name one guest: libvirt, or kubevirt"),
+        ({"claim": "data", "kubevirt": {}}, "spec.kubevirt.virtualMachine: Required value"),
         ({"claim": "data", "libvirt": {"host": "hyper1"}}, "spec.libvirt.domain: Required value"),
         (guest(claim="Not/A/Name"), "spec.claim"),
         (guest(bus="ide"), "Unsupported value"),
@@ -115,14 +117,26 @@ def test_what_must_not_be_is_refused(
         (guest(bus="scsi"), "a guest's disk cannot change"),
         (guest(libvirt=libvirt(domain="web")), "a guest's disk cannot change"),
         (guest(libvirt=libvirt(host="hyper2")), "by live migration: set libvirt.migrateTo first"),
+        ({"claim": "data", "libvirt": None, "kubevirt": {"virtualMachine": "vm1"}}, "a guest's disk cannot change"),
     ],
-    ids=["claim", "read-only", "bus", "domain", "host"],
+    ids=["claim", "read-only", "bus", "domain", "host", "kind"],
 )
 def test_what_was_decided_stays(defined: ControlPlane, disks: KubernetesGuestDisks, spec: Spec, message: str) -> None:
     made(defined, disks)
     refused = defined.kubectl("apply", "-f-", stdin=manifest(spec), check=False)
     assert refused.code != 0, "the API server took it"
     assert message in refused.stderr
+
+
+def test_a_machine_of_kubevirt_s_stays_the_guest(defined: ControlPlane, disks: KubernetesGuestDisks) -> None:
+    made(defined, disks, {"claim": "data", "kubevirt": {"virtualMachine": "vm1"}})
+    for changed in ({"kubevirt": {"virtualMachine": "vm2"}}, {"kubevirt": None, "libvirt": libvirt()}):
+        refused = defined.kubectl(
+            "patch", "aoeguestdisk/d", f"-n{NAMESPACE}", "--type=merge", f"-p={json.dumps({'spec': changed})}",
+            check=False,
+        )  # fmt: skip
+        assert refused.code != 0, "the API server took it"
+        assert "a guest's disk cannot change" in refused.stderr
 
 
 def test_a_guest_moves_to_a_host_that_is_granted_and_to_one_at_a_time(
@@ -159,7 +173,7 @@ def test_a_table_says_where_it_is_and_what_is_wrong(defined: ControlPlane, disks
     said = conditions.put(
         (), "Attached", holds=False, reason="NotFound", message="domain db is not on host hyper1", generation=1, now_s=0
     )
-    status = msgspec.structs.replace(disk.status, guest="hyper1/db", size="1Gi", conditions=said)
+    status = msgspec.structs.replace(disk.status, guest="hyper1/db", serial="0123abcd", size="1Gi", conditions=said)
     disks.update_status(msgspec.structs.replace(disk, status=status))
     head, line = defined.kubectl("get", "aoeg", f"-n{NAMESPACE}", "-owide").stdout.splitlines()
     assert head.split() == ["NAME", "ATTACHED", "CLAIM", "GUEST", "SIZE", "TROUBLE", "TARGET", "SERIAL", "HOSTS", "AGE"]

@@ -12,25 +12,29 @@ from typing import Any
 import pytest
 from tests.cluster.operators import operator_thread
 from tests.cluster.test_guest_disks import CLASSES, define, manifest
+from tests.cluster.test_virtual_machines import define_kubevirt, instance, virtual_machine
 from tests.simulated.cluster import COMPUTE_NODES
 from tests.simulated.guest_disk_cluster import GuestDiskCluster, TicketGrants
 from tests.simulated.test_guests import VOLUME, spec
 
 from aoe_core.fakes.hypervisor import Unplug
-from aoe_core.model import NodeName, VolumeId
+from aoe_core.model import NodeName, VolumeId, serial_of
 from aoe_core.resources.guest_access import AccessRule, AccessRules
 from aoe_core.resources.guest_disk import AoEGuestDisk, host_finalizer
-from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks
+from aoe_core.resources.guest_kubernetes import KubernetesClaims, KubernetesGuestDisks, KubernetesMachines
 from aoe_core.units import MIB
 from aoe_lab.kubernetes.control_plane import ControlPlane
 from aoe_operator import handlers
+from aoe_operator.guest_definition import give_up
 from aoe_operator.guest_grants import GuestGrants
 from aoe_operator.guests import GuestsRole
+from aoe_operator.machine_disks import MachineDisks
 
 NODE, OTHER_NODE = COMPUTE_NODES
 NAMESPACE = "roles"
 LIMIT_S = 120.0
-ALLOWED = AccessRules(access=(AccessRule(namespaces=(NAMESPACE,), domains=("g1",)),))
+RULE = AccessRule(namespaces=(NAMESPACE,), domains=("g1",), virtual_machines=("vm1",))
+ALLOWED = AccessRules(access=(RULE,))
 CLAIM = """
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -90,9 +94,11 @@ class Roles:
     machines: GuestDiskCluster
     disks: KubernetesGuestDisks
     claims: KubernetesClaims
+    virtual_machines: KubernetesMachines
     guard: threading.Lock = field(default_factory=threading.Lock)
     """The fakes are for one thread at a time."""
     grants: GuestGrants = field(init=False)
+    machine_disks: MachineDisks = field(init=False)
     hosts: dict[str, GuestsRole] = field(default_factory=dict)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -108,7 +114,17 @@ class Roles:
             TicketGrants(self.machines, process),
             rules=lambda: self.machines.api.rules,
         )
-        told = [handlers.cluster(_NoPlacement(), self._one_at_a_time(self.grants.reconcile))]  # type: ignore[arg-type]
+        self.machine_disks = MachineDisks(
+            self.disks,
+            self.claims,
+            self.virtual_machines,
+            TicketGrants(self.machines, process),
+            rules=lambda: self.machines.api.rules,
+        )
+        seen_to = handlers.GuestDiskRoles(
+            grant=self._one_at_a_time(self.grants.reconcile), plug=self._one_at_a_time(self.machine_disks.reconcile)
+        )
+        told = [handlers.cluster(_NoPlacement(), seen_to)]  # type: ignore[arg-type]
         for node in COMPUTE_NODES:
             role = self.hosts[node] = GuestsRole(node, self.machines.disks[node], self.disks)
             told.append(handlers.guests(self._one_at_a_time(role.reconcile), node))
@@ -133,6 +149,11 @@ class Roles:
     def apply(self, **guest: str) -> None:
         """Make a guest's disk, or say where its guest is to be."""
         wanted: dict[str, Any] = {"claim": "data", "libvirt": {"host": NODE, "domain": "g1"} | guest}
+        self.plane.kubectl("apply", "-f-", stdin=manifest(wanted, NAMESPACE))
+
+    def plug(self, machine: str) -> None:
+        """Make a disk of a machine of KubeVirt's."""
+        wanted: dict[str, Any] = {"claim": "data", "kubevirt": {"virtualMachine": machine}}
         self.plane.kubectl("apply", "-f-", stdin=manifest(wanted, NAMESPACE))
 
     def disk(self) -> AoEGuestDisk | None:
@@ -187,8 +208,9 @@ def roles(plane: ControlPlane, request: pytest.FixtureRequest, monkeypatch: pyte
     with (
         KubernetesGuestDisks(plane.kubeconfig, holder="test") as disks,
         KubernetesClaims(plane.kubeconfig, holder="test") as claims,
+        KubernetesMachines(plane.kubeconfig, holder="test") as virtual_machines,
     ):
-        made = Roles(plane, machines, disks, claims)
+        made = Roles(plane, machines, disks, claims, virtual_machines)
         made.start()
         try:
             yield made
@@ -277,6 +299,29 @@ def test_a_guest_that_does_not_let_go_is_waited_for(roles: Roles) -> None:
     roles.await_gone()
 
 
+def test_a_claim_becomes_a_disk_of_a_machine_of_kubevirt_s(roles: Roles) -> None:
+    define_kubevirt(roles.plane)
+    roles.plane.apply(virtual_machine(NAMESPACE), instance(NAMESPACE))
+    roles.plug("vm1")
+    assert "KubeVirt has not taken note of it" in roles.await_said("Attached", "False")
+    machine = roles.virtual_machines.find_machine(NAMESPACE, "vm1")
+    assert machine is not None
+    own, volume = machine.volumes
+    assert own == {"name": "root", "containerDisk": {"image": "system"}}
+    assert volume["persistentVolumeClaim"] == {"claimName": "data", "hotpluggable": True}
+    assert machine.disks[1] == {"name": volume["name"], "serial": serial_of(VOLUME), "disk": {"bus": "virtio"}}
+    roles.plane.apply(instance(NAMESPACE, {"name": volume["name"], "phase": "Ready", "target": "vdb"}))
+    assert "disk vdb of virtual machine vm1 on node node1" in roles.await_said("Attached", "True")
+    roles.delete()
+    assert "has not let go of it yet" in roles.await_said("Released", "False")
+    assert len(roles.claim_finalizers()) == 1
+    roles.plane.apply(instance(NAMESPACE))
+    roles.await_gone()
+    machine = roles.virtual_machines.find_machine(NAMESPACE, "vm1")
+    assert machine is not None
+    assert (machine.volumes, len(machine.disks)) == ((own,), 1)
+
+
 def test_no_guest_loses_a_disk_whose_definition_goes(roles: Roles) -> None:
     """Nobody has asked for its end; and what is there can be cleared away by hand, as docs/runbooks.md has it."""
     roles.apply()
@@ -286,7 +331,7 @@ def test_no_guest_loses_a_disk_whose_definition_goes(roles: Roles) -> None:
     while roles.plane.kubectl("get", "crd", "aoeguestdisks.aoe-csi.dev", check=False).code == 0:
         assert time.monotonic() < deadline, "the definition never went"
         with roles.guard:  # As the process does now and then.
-            roles.grants.let_go()
+            give_up(roles.disks, lambda _: roles.grants.reconcile)
         time.sleep(0.5)
     with roles.guard:
         (orphan,) = roles.hosts[NODE].find_orphans()

@@ -22,14 +22,15 @@ class GuestDisks:
     def attach(self, name: str, claim: str, domain: str, *, host: str | None = None, **spec: Any) -> None:
         """Ask for a claim as a disk of a domain."""
         where = {"host": host or self.claims.cluster.hypervisors[0].name, "domain": domain}
-        self.claims.apply(
-            {
-                "apiVersion": "aoe-csi.dev/v1alpha1",
-                "kind": "AoEGuestDisk",
-                "metadata": {"name": name},
-                "spec": {"claim": claim, "libvirt": where, **spec},
-            }
-        )
+        self._make(name, {"claim": claim, "libvirt": where, **spec})
+
+    def plug(self, name: str, claim: str, machine: str, **spec: Any) -> None:
+        """Ask for a claim as a disk of a machine of KubeVirt's."""
+        self._make(name, {"claim": claim, "kubevirt": {"virtualMachine": machine}, **spec})
+
+    def _make(self, name: str, spec: dict[str, Any]) -> None:
+        head = {"apiVersion": "aoe-csi.dev/v1alpha1", "kind": "AoEGuestDisk", "metadata": {"name": name}}
+        self.claims.apply({**head, "spec": spec})
 
     def await_said(self, name: str, type_: str, status: str, *, timeout_s: float = 300) -> str:
         """Wait for a condition. Returns: its message. Raises: LabError with the status as it is."""

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
     name = f"{default_name()}-kubevirt"
     more = installation.additions()
     with Cluster.start(storage=1, compute=2, name=name, more=more, dead_s=OUTLASTING_DEAD_S) as started:
-        started.install()
+        started.install(**installation.VALUES)
         started.await_ready()
         installation.install(started)
         yield started

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.guests.guest_disks import GuestDisks
 from tests.pods.claims import DEVICE, DIRECTORY, LEFT_OVER, Claims, sleeping
 
 from aoe_core import model
 from aoe_core.model import VolumeId
+from aoe_lab.guest import devices_on
 from aoe_lab.kubevirt.boot_disk import FILE
 from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
 from aoe_lab.tools_disk import MOUNTED_AT
@@ -72,6 +75,12 @@ def on_machines(cluster: Cluster) -> dict[str, set[str]]:
     return {machine.name: set(machine.run(LEFT_OVER).stdout.splitlines()) for machine in cluster.lab.machines}
 
 
+def changed(cluster: Cluster, before: dict[str, set[str]]) -> str | None:
+    """Return the lines that are on the machines now and were not before, or the other way round."""
+    now = on_machines(cluster)
+    return "\n".join(f"{name}: {line}" for name in now for line in now[name] ^ before[name]) or None
+
+
 def has_plug_pods(claims: Claims) -> list[str]:
     """Return the pods by which KubeVirt brings a volume to the node of a running machine."""
     names = claims.kubectl("get", "pods", "--output=name").stdout.split()
@@ -130,12 +139,8 @@ def test_a_disk_comes_to_a_running_guest_and_goes(
         await_no_plug_pods(claims)
         assert [one.serial for one in machine.disks()] == [ROOT]
 
-    def left() -> str | None:
-        now = on_machines(cluster)
-        lines = [f"{name}: {line}" for name in now for line in now[name] ^ before[name]]
-        return claims.holders("hot") or "\n".join(lines) or None
-
-    claims.await_("the machines to be as before", left, READY_S)
+    claims.await_("the grant to be given back", lambda: claims.holders("hot") or None, READY_S)
+    claims.await_("the machines to be as before", partial(changed, cluster, before), READY_S)
     evidence(
         f"{ROUNDS} rounds of plug and unplug, each read back what the one before had written; exports, stage records,"
         " devices, mounts and pins as before, and no grant is left"
@@ -209,6 +214,69 @@ def test_a_machine_starts_with_what_was_plugged_and_sees_it_grow(
 
     claims.await_("the guest to see its disk grown", still_small, READY_S)
     evidence("stopped and started with the plugged disk in its spec; the running guest saw 128 MiB become 192 MiB")
+
+
+def test_an_aoeguestdisk_brings_a_claim_and_takes_it_away(
+    machine: VirtualMachine, claims: Claims, cluster: Cluster, evidence: Evidence
+) -> None:
+    """A claim that nobody has used yet, so that it is bound for the machine's node; grown; and one that is refused."""
+    before = on_machines(cluster)
+    disks = GuestDisks(claims)
+    claims.claim("late", size="128Mi", block=True, storage_class="thick")
+    disks.plug("refused", "late", "other")
+    assert "may not attach to its virtual machine other" in disks.await_said("refused", "Attached", "False")
+    disks.detach("refused")
+    disks.plug("late", "late", machine.name)
+    disks.await_said("late", "Attached", "True", timeout_s=READY_S)
+    serial = model.serial_of(VolumeId(claims.volume_of("late")))
+    status = claims.get("aoeguestdisk", "late")["status"]
+    assert (status["serial"], [one["host"] for one in status["hosts"]]) == (serial, [machine.node().name])
+    disk = machine.await_disk(serial, size_bytes=128 * MIB)
+    assert machine.write(disk.name, "late", 3)
+    disks.plug("second", "late", machine.name)
+    assert "two guests have one volume only when both read it" in disks.await_said("second", "Attached", "False")
+    disks.detach("second")
+    claims.kubectl("patch", "pvc", "late", '--patch={"spec":{"resources":{"requests":{"storage":"192Mi"}}}}')
+    machine.await_disk(serial, size_bytes=192 * MIB, timeout_s=READY_S)
+    claims.kubectl("delete", "pvc", "late", "--wait=false")
+    assert machine.holds(disk.name, "late", 3)
+    disks.detach("late", timeout_s=READY_S)
+    assert [one.serial for one in machine.disks()] == [ROOT]
+    assert not machine.has_volume("late")
+    await_no_plug_pods(claims)
+    claims.await_("the machines to be as before", partial(changed, cluster, before), READY_S)
+    evidence(
+        "an AoEGuestDisk brought an unbound claim to a running machine, which wrote it and saw it grow from 128 to 192"
+        " MiB; the claim, deleted meanwhile, stayed until the guest had let go; nothing is left"
+    )
+
+
+def test_a_machine_moves_to_another_node_while_it_writes(cluster: Cluster, claims: Claims, evidence: Evidence) -> None:
+    for name in (ROOT, "data"):
+        claims.claim(name, size="64Mi", block=True, mode="ReadWriteMany")
+    fill(claims, ROOT)
+    made = VirtualMachine.create(cluster, claims.name, "vm", {ROOT: ROOT, "data": "data"})
+    try:
+        made.await_running()
+        source, disk = made.node(), made.await_disk("data")
+        made.start_writer(disk.name, "moved")
+        made.await_acknowledged(5)
+        before = made.acknowledged()
+        made.migrate()
+        target = made.node()
+        assert target.name != source.name
+        arrived = made.acknowledged()
+        made.await_acknowledged(arrived + 5)
+        last = made.stop_writer()
+        assert made.wrong(disk.name, "moved", last) == 0
+        claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
+        assert {claims.holders(name) for name in (ROOT, "data")} == {2 * target.name}
+    finally:
+        made.delete()
+    evidence(
+        f"a running machine moved from {source.name} to {target.name} while it wrote: block {before} before the move,"
+        f" {arrived} at its end, {last + 1} in all, none lost; the source has no device left"
+    )
 
 
 def test_a_guest_goes_on_after_the_storage_machine_was_without_power(

@@ -16,7 +16,7 @@ from aoe_core.fakes.world import Process
 from aoe_core.resources.claims import Claim, PersistentVolume
 from aoe_core.resources.fields import GROUP
 from aoe_core.resources.guest_access import AccessRules
-from aoe_core.resources.guest_disk import AoEGuestDisk, AoEGuestDiskSpec, NamespacedMeta
+from aoe_core.resources.guest_disk import AoEGuestDisk, AoEGuestDiskSpec, NamespacedMeta, libvirt_guest
 
 NAMESPACE = "team-a"
 FROM_THE_BEGINNING = "2026-01-01T00:00:00Z"
@@ -73,10 +73,16 @@ class GuestApi:
     def add_disk(
         self, name: str, claim: str, host: str, domain: str = "g1", *, namespace: str = NAMESPACE, **spec: bool | str
     ) -> AoEGuestDisk:
-        """Make a guest's disk, unless there is one of that name."""
+        """Make a disk of a libvirt guest, unless there is one of that name."""
+        return self._add(name, namespace, {"claim": claim, "libvirt": {"host": host, "domain": domain}, **spec})
+
+    def add_machine_disk(self, name: str, claim: str, machine: str, **spec: bool | str) -> AoEGuestDisk:
+        """Make a disk of a machine of KubeVirt's, unless there is one of that name."""
+        return self._add(name, NAMESPACE, {"claim": claim, "kubevirt": {"virtualMachine": machine}, **spec})
+
+    def _add(self, name: str, namespace: str, wanted: dict[str, object]) -> AoEGuestDisk:
         if (namespace, name) in self.disks:
             return self.disks[namespace, name]
-        wanted = {"claim": claim, "libvirt": {"host": host, "domain": domain}, **spec}
         disk = self.disks[namespace, name] = AoEGuestDisk(
             metadata=NamespacedMeta(
                 namespace=namespace, name=name, uid=f"uid-{next(self._numbers)}", generation=1,
@@ -98,12 +104,12 @@ class GuestApi:
     def move_disk(self, name: str, *, host: str, migrate_to: str | None, namespace: str = NAMESPACE) -> None:
         """Say where a disk's guest is, and where it is to move to, if the schema's rules let it."""
         disk = self.disks[namespace, name]
-        before = disk.spec.libvirt
+        before = libvirt_guest(disk)
         granted = {one.host for one in disk.status.hosts if one.grant is not None}
         assert host == before.host or host in granted, "goes to another host by live migration"
         assert migrate_to != host, "migrateTo is the host it is on"
         assert None in (migrate_to, before.migrate_to) or migrate_to == before.migrate_to, "one host at a time"
-        guest = msgspec.structs.replace(disk.spec.libvirt, host=host, migrate_to=migrate_to)
+        guest = msgspec.structs.replace(before, host=host, migrate_to=migrate_to)
         metadata = msgspec.structs.replace(disk.metadata, generation=disk.metadata.generation + 1)
         spec = msgspec.structs.replace(disk.spec, libvirt=guest)
         self.put_disk(msgspec.structs.replace(disk, metadata=metadata, spec=spec))

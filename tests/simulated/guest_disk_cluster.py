@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
+from tests.simulated.fake_kubevirt import FakeKubeVirt
 from tests.simulated.guest_api import NAMESPACE, ApiClient, GuestApi, Held
 from tests.simulated.guest_cluster import COMMAND, GuestCluster
 
-from aoe_core.errors import AoECsiError, InUse, Unfinished
+from aoe_core.errors import AoECsiError, Busy, InUse, NotFound, Unfinished
 from aoe_core.fakes.world import Process
 from aoe_core.guests.guest_disks import GuestDisks
-from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
+from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId, VolumeStatus
 from aoe_core.resources.guest_access import AccessRule, AccessRules
 from aoe_core.resources.guest_disk import (
     GRANT_FINALIZER,
@@ -26,8 +27,11 @@ from aoe_core.resources.guest_disk import (
     on_host,
     wanted_hosts,
 )
+from aoe_core.resources.virtual_machine import Instance, VirtualMachine
+from aoe_operator.guest_definition import give_up
 from aoe_operator.guest_grants import GuestGrants
 from aoe_operator.guests import GuestsRole
+from aoe_operator.machine_disks import MachineDisks
 
 CONTROL = "control1"
 CLUSTER_ROLE = "cluster role"
@@ -99,8 +103,36 @@ class TicketGrants:
                 del tickets[volume_id, node]
         self._cluster.engine.unpublish(volume_id, node)
 
+    def get_volume(self, volume_id: VolumeId) -> VolumeStatus:
+        return self._cluster.engine.get_volume(volume_id)
+
     def device_bytes(self, volume_id: VolumeId) -> int:
         return self._cluster.engine.get_volume(volume_id).volume.device_bytes
+
+
+class MachineClient:
+    """KubeVirt's machines as one process of ours sees them."""
+
+    def __init__(self, kubevirt: FakeKubeVirt, process: Process) -> None:
+        self._kubevirt = kubevirt
+        self._process = process
+
+    def find_machine(self, namespace: str, name: str) -> VirtualMachine | None:
+        with self._process.reading():
+            return self._kubevirt.machines.get(name) if namespace == NAMESPACE else None
+
+    def find_instance(self, namespace: str, name: str) -> Instance | None:
+        with self._process.reading():
+            return self._kubevirt.instance(name) if namespace == NAMESPACE else None
+
+    def put_disks(self, machine: VirtualMachine) -> VirtualMachine:
+        with self._process.step(f"api disks of {machine}"):
+            now = self._kubevirt.machines.get(machine.name)
+            if now is None or now.uid != machine.uid:
+                raise NotFound(f"{machine} does not exist")
+            if now.resource_version != machine.resource_version:
+                raise Busy(f"{machine} has changed since it was read")
+            return self._kubevirt.put(machine)
 
 
 class GuestDiskCluster(GuestCluster):
@@ -108,7 +140,9 @@ class GuestDiskCluster(GuestCluster):
 
     def __init__(self, *, same_host: bool = False, free_addresses: int = 0) -> None:
         super().__init__(same_host=same_host, free_addresses=free_addresses)
-        self.api = GuestApi(rules=AccessRules(access=(AccessRule(namespaces=(NAMESPACE,), domains=("g*",)),)))
+        rule = AccessRule(namespaces=(NAMESPACE,), domains=("g*",), virtual_machines=("vm*",))
+        self.api = GuestApi(rules=AccessRules(access=(rule,)))
+        self.kubevirt = FakeKubeVirt(self.api)
         self._control = self.world.add_machine(CONTROL)
         self.kopfs: dict[str, Kopf] = {}
         self.grants = self.new_cluster_role()
@@ -116,7 +150,21 @@ class GuestDiskCluster(GuestCluster):
     def new_cluster_role(self) -> GuestGrants:
         """Return the cluster role of a fresh process; a former one is dead."""
         self.kopfs[CLUSTER_ROLE] = Kopf(GRANT_FINALIZER, lambda disk: disk.status.domain_uuid)
-        return self.copy_of_cluster_role(self._start(self._control, CLUSTER_ROLE))
+        process = self._start(self._control, CLUSTER_ROLE)
+        self.machine_disks = self.copy_of_machine_disks(process)
+        return self.copy_of_cluster_role(process)
+
+    def copy_of_machine_disks(self, process: Process) -> MachineDisks:
+        """Return what the cluster role does for KubeVirt's machines as a process has it."""
+        client = self._client(process)
+        return MachineDisks(
+            client,
+            client,
+            MachineClient(self.kubevirt, process),
+            TicketGrants(self, process),
+            rules=lambda: self.api.rules,
+            now_s=self._now_s,
+        )
 
     def copy_of_cluster_role(self, process: Process) -> GuestGrants:
         """Return the cluster role as a process has it."""
@@ -158,7 +206,7 @@ class GuestDiskCluster(GuestCluster):
         """Have the roles called until nothing is to be done within a while, or something is tried for long without
         success."""
         for _ in range(_CALLS):
-            if self._call_all():
+            if self._call_all() | self.kubevirt.work_all():
                 continue
             next_s = min((due for kopf in self.kopfs.values() for due in kopf.due_s.values()), default=None)
             if next_s is None or next_s - self.world.clock.now() > patient_s:
@@ -169,6 +217,7 @@ class GuestDiskCluster(GuestCluster):
         """Do what both roles do now and then unasked."""
         for namespace, name in self.grants.find_grown():
             self.grants.reconcile(namespace, name)
+        self.machine_disks.follow()
         for node in self.disks:
             if self.compute[node].runs:
                 for namespace, name in self.role(node).find_drifted():
@@ -179,12 +228,19 @@ class GuestDiskCluster(GuestCluster):
         """Call who is to be called now; say whether anybody was."""
         called = False
         for key in sorted(self.api.disks):
-            called |= self._call(CLUSTER_ROLE, key, self.grants.reconcile)
+            called |= self._call(CLUSTER_ROLE, key, self._seen_to_by(self.api.disks[key]))
             for node in self.disks:
                 disk = self.api.disks.get(key)
                 if disk is not None and self.compute[node].runs and _concerns(node, disk):
                     called |= self._call(node, key, self.role(node).reconcile)
         return called
+
+    def _seen_to_by(self, disk: AoEGuestDisk) -> Reconcile:
+        return self.grants.reconcile if disk.spec.libvirt is not None else self.machine_disks.reconcile
+
+    def give_up(self) -> None:
+        """Do what the cluster role does now and then for disks whose definition is going."""
+        give_up(self._client(self._processes[CONTROL, CLUSTER_ROLE]), self._seen_to_by)
 
     def _call(self, role: str, key: Key, reconcile: Reconcile) -> bool:
         disk = self.api.disks.get(key)
@@ -235,6 +291,13 @@ class GuestDiskCluster(GuestCluster):
     def says(self, name: str, type_: str) -> str:
         """Return the status of a condition, empty when it is not there."""
         return next((one.status for one in self.disk(name).status.conditions if one.type == type_), "")
+
+    def plug_by_resource(self, name: str, claim: str, machine: str) -> None:
+        """Make a disk of a machine of KubeVirt's and wait until it has it. Raises: Unfinished."""
+        self.api.add_machine_disk(name, claim, machine)
+        self.reconcile()
+        if self.says(name, "Attached") != "True":
+            raise Unfinished(f"{name}: {self.trouble(name)}")
 
     def attach_by_resource(self, name: str, claim: str, node: NodeName) -> None:
         """Make a guest's disk and wait until the guest has it. Raises: Unfinished."""

@@ -483,7 +483,7 @@ def test_no_guest_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster,
     if served:
         attached.reconcile()
     else:
-        attached.grants.let_go()
+        attached.give_up()
     assert attached.api.disks == {}
     assert attached.target(NODE) == "vdb"
     assert attached.held(VOLUME)
@@ -495,7 +495,7 @@ def test_no_guest_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster,
 
 def test_a_disk_stays_that_is_not_to_go_while_its_definition_is_put_back(attached: GuestDiskCluster) -> None:
     attached.api.definition_going = True
-    attached.grants.let_go()
+    attached.give_up()
     attached.api.definition_going = False
     attached.sweep()
     assert attached.says(DISK, "Attached") == "True"

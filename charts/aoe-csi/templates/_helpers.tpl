@@ -20,6 +20,10 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
 {{- end }}
 
+{{- /* Whether there are guests' disks at all: of libvirt's domains, or of KubeVirt's machines. */}}
+{{- define "aoe-csi.guestDisks" -}}
+{{- if or .Values.guests.enabled .Values.kubevirt.guestDisks }}yes{{ end }}
+{{- end }}
 {{- define "aoe-csi.guestsImage" -}}
 {{ printf "%s:%s" .Values.guests.image.repository (.Values.guests.image.tag | default .Chart.AppVersion) | quote }}
 {{- end }}

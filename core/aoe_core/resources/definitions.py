@@ -132,7 +132,7 @@ KINDS = (
             Column(name="Size", path=".status.size"),
             Column(name="Trouble", path=_MESSAGE),
             Column(name="Target", path=".status.hosts[?(@.here==true)].target", wide=True),
-            Column(name="Serial", path=".status.hosts[*].grant.serial", wide=True),
+            Column(name="Serial", path=".status.serial", wide=True),
             Column(name="Hosts", path=".status.hosts[*].host", wide=True),
             _AGE,
         ),

@@ -1,4 +1,4 @@
-"""The administrator's list: the claims of which namespaces may become disks of which domains.
+"""The administrator's list: the claims of which namespaces may become disks of which guests.
 
 Empty unless an administrator wrote one. Whoever may create an AoEGuestDisk could otherwise give a disk to a guest that
 another team runs, or have a guest of his read another's.
@@ -19,14 +19,21 @@ Pattern = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f]+$", max_length=25
 
 
 class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Namespaces that may attach to domains. Several rules add up."""
+    """Namespaces that may attach to guests. Several rules add up."""
 
     namespaces: Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1)]
     """Names, or patterns with * ? [] of them."""
-    domains: Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1)]
-    """Names, or patterns of them; UUIDs, which stand for themselves alone. `*` is every domain."""
+    domains: tuple[Pattern, ...] = ()
+    """Of libvirt. Names, or patterns of them; UUIDs, which stand for themselves alone. `*` is every domain."""
     hosts: tuple[Pattern, ...] = ("*",)
-    """Names of nodes, or patterns."""
+    """Names of the nodes of these domains, or patterns."""
+    virtual_machines: tuple[Pattern, ...] = ()
+    """Of KubeVirt, and of the same namespace always. Names, or patterns."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError when nothing is allowed."""
+        if not (self.domains or self.virtual_machines):
+            raise ValueError("allows nothing; name domains, or virtual_machines")
 
 
 class AccessRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +59,17 @@ def require_access(rules: AccessRules, *, namespace: str, host: str, domain: str
         f"namespace {namespace} may not attach to domain {domain} of host {host}; an administrator allows it by a rule "
         "in the chart's value guests.access"
     )
+
+
+def require_machine_access(rules: AccessRules, *, namespace: str, machine: str) -> None:
+    """Check that a namespace may attach to a machine of its own. Raises: Invalid."""
+    if not any(
+        _matches(namespace, rule.namespaces) and _matches(machine, rule.virtual_machines) for rule in rules.access
+    ):
+        raise Invalid(
+            f"namespace {namespace} may not attach to its virtual machine {machine}; an administrator allows it by a "
+            "rule with virtualMachines in the chart's value guests.access"
+        )
 
 
 def _is_uuid(domain: str) -> bool:

@@ -1,8 +1,9 @@
 """AoEGuestDisk: a claim of its own namespace as a disk of a guest.
 
-Who writes what: a person makes the spec; the cluster role admits it and writes the grant; the role on the guest's host
-writes what has become of the disk. Each has a finalizer of its own, and the hosts' go first: two of them, while a guest
-moves from one to the other.
+Who writes what: a person makes the spec; the cluster role admits it and writes the grant; the role on a libvirt guest's
+host writes what has become of the disk. Each has a finalizer of its own, and the hosts' go first: two of them, while a
+guest moves from one to the other. Of a machine of KubeVirt's the cluster role writes everything: KubeVirt takes the
+claim to the machine's node as it would take any other.
 """
 
 import hashlib
@@ -46,6 +47,12 @@ class LibvirtGuest(Fields, frozen=True, kw_only=True):
     ] = None
 
 
+class KubeVirtGuest(Fields, frozen=True, kw_only=True):
+    """A machine of KubeVirt's."""
+
+    virtual_machine: Annotated[ObjectName, Meta(description="A VirtualMachine of this namespace.")]
+
+
 class AoEGuestDiskSpec(Fields, frozen=True, kw_only=True):
     """Which claim, which guest, and how."""
 
@@ -59,7 +66,8 @@ class AoEGuestDiskSpec(Fields, frozen=True, kw_only=True):
     bus: Annotated[Bus, Meta(description="How the guest sees it: virtio, or scsi with virtio-scsi's controller.")] = (
         "virtio"
     )
-    libvirt: Annotated[LibvirtGuest, Meta(description="The guest.")]
+    libvirt: Annotated[LibvirtGuest | None, Meta(description="The guest, if a host's libvirt has it.")] = None
+    kubevirt: Annotated[KubeVirtGuest | None, Meta(description="The guest, if KubeVirt has it.")] = None
 
 
 class HostGrant(Fields, frozen=True, kw_only=True):
@@ -90,12 +98,19 @@ class AoEGuestDiskStatus(Fields, frozen=True, kw_only=True):
     """What has become of it."""
 
     observed_generation: Annotated[int, Meta(ge=0, description="The generation the rest was judged by.")] = 0
-    guest: Annotated[str, Meta(max_length=512, description="Host and domain in one word, for a table.")] = ""
+    guest: Annotated[
+        str, Meta(max_length=512, description="Host and domain, or the virtual machine, in one word, for a table.")
+    ] = ""
     volume: Annotated[str, Meta(max_length=63, description="The AoEVolume behind the claim.")] = ""
+    serial: Annotated[str, Meta(max_length=9, description="What identifies the volume in the guest.")] = ""
     mode: Annotated[AccessMode | None, Meta(description="How the guest uses it: CSI's access mode.")] = None
     hosts: Annotated[
         tuple[HostStatus, ...],
-        Meta(max_length=8, description="The hosts that may have a grant: one, and two while the guest moves."),
+        Meta(
+            max_length=8,
+            description="The hosts of libvirt that may have a grant, one, and two while the guest moves; or the node "
+            "of KubeVirt's machine.",
+        ),
         keyed_by("host"),
     ] = ()
     domain_uuid: Annotated[str, Meta(max_length=36, description="The domain, whatever it is called by now.")] = ""
@@ -107,25 +122,29 @@ class AoEGuestDiskStatus(Fields, frozen=True, kw_only=True):
 
 
 _SPEC_RULES = rules(
+    rule("has(self.libvirt) != has(self.kubevirt)", "name one guest: libvirt, or kubevirt"),
     rule(
-        "self.claim == oldSelf.claim && self.libvirt.domain == oldSelf.libvirt.domain"
+        "self.claim == oldSelf.claim && has(self.libvirt) == has(oldSelf.libvirt)"
+        " && (!has(self.libvirt) || self.libvirt.domain == oldSelf.libvirt.domain)"
+        " && (!has(self.kubevirt) || self.kubevirt == oldSelf.kubevirt)"
         " && has(self.readOnly) == has(oldSelf.readOnly) && (!has(self.readOnly) || self.readOnly == oldSelf.readOnly)"
         " && has(self.bus) == has(oldSelf.bus) && (!has(self.bus) || self.bus == oldSelf.bus)",
         "a guest's disk cannot change; delete it, wait until it is gone, make another",
     ),
     rule(
-        "!has(self.libvirt.migrateTo) || self.libvirt.migrateTo != self.libvirt.host",
+        "!has(self.libvirt) || !has(self.libvirt.migrateTo) || self.libvirt.migrateTo != self.libvirt.host",
         "migrateTo is the host it is on; name another one",
     ),
     rule(
-        "!has(self.libvirt.migrateTo) || !has(oldSelf.libvirt.migrateTo)"
+        "!has(self.libvirt) || !has(oldSelf.libvirt) || !has(self.libvirt.migrateTo) || !has(oldSelf.libvirt.migrateTo)"
         " || self.libvirt.migrateTo == oldSelf.libvirt.migrateTo",
         "a guest moves to one host at a time; remove migrateTo, and wait until that host has let go",
     ),
 )
 ROOT_RULES = (
     rule(
-        "self.spec.libvirt.host == oldSelf.spec.libvirt.host || (has(self.status) && has(self.status.hosts)"
+        "!has(self.spec.libvirt) || !has(oldSelf.spec.libvirt)"
+        " || self.spec.libvirt.host == oldSelf.spec.libvirt.host || (has(self.status) && has(self.status.hosts)"
         " && self.status.hosts.exists(h, h.host == self.spec.libvirt.host && has(h.grant)))",
         "a guest's disk goes to another host by live migration: set libvirt.migrateTo first, and wait for Migratable",
     ),
@@ -171,9 +190,17 @@ def is_host_finalizer(finalizer: str) -> bool:
     return finalizer.startswith(_HOST_FINALIZER)
 
 
+def libvirt_guest(disk: AoEGuestDisk) -> LibvirtGuest:
+    """Return the domain that a disk is of; it is known to be one's."""
+    assert disk.spec.libvirt is not None, "only disks of libvirt guests come here"
+    return disk.spec.libvirt
+
+
 def wanted_hosts(disk: AoEGuestDisk) -> tuple[str, ...]:
-    """Return the hosts that are to have a grant: the guest's, and the one it is to move to."""
+    """Return the hosts that are to have a grant: a libvirt guest's, and the one it is to move to."""
     guest = disk.spec.libvirt
+    if guest is None:
+        return ()
     return (guest.host,) if guest.migrate_to is None else (guest.host, guest.migrate_to)
 
 

@@ -1,5 +1,5 @@
-"""Guests' disks, claims, nodes and CDI's profiles on a real API server, as the stores of `guest_disk`, `claims` and the
-cluster role want them.
+"""Guests' disks, claims, nodes, KubeVirt's machines and CDI's profiles on a real API server, as the stores of
+`guest_disk`, `claims`, `virtual_machine` and the cluster role want them.
 
 Whatever is changed is changed over what was read: each write names the resource version that it is meant for, and a
 merge patch (RFC 7386) leaves alone what this code does not know.
@@ -27,6 +27,7 @@ from aoe_core.resources.kubernetes import (
     revision_by,
     translated,
 )
+from aoe_core.resources.virtual_machine import Instance, VirtualMachine, VolumeState
 
 _DISK = create_namespaced_resource(GROUP, VERSION, "AoEGuestDisk", "aoeguestdisks")
 # As they come: of each a few fields are read, and what else is in them need not be known to this lightkube.
@@ -34,11 +35,15 @@ _CLAIM = create_namespaced_resource("", "v1", "PersistentVolumeClaim", "persiste
 _VOLUME = create_global_resource("", "v1", "PersistentVolume", "persistentvolumes")
 _NODE = create_global_resource("", "v1", "Node", "nodes")
 _CLASS = create_global_resource("storage.k8s.io", "v1", "StorageClass", "storageclasses")
+_MACHINE = create_namespaced_resource("kubevirt.io", "v1", "VirtualMachine", "virtualmachines")
+_INSTANCE = create_namespaced_resource("kubevirt.io", "v1", "VirtualMachineInstance", "virtualmachineinstances")
 _PROFILE = create_global_resource("cdi.kubevirt.io", "v1beta1", "StorageProfile", "storageprofiles")
 _WHOLE = msgspec.json.Decoder(AoEGuestDisk)
 """Never used: made before there are threads, see `first_use`."""
-first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS, _PROFILE, CustomResourceDefinition)
+first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS, _MACHINE, _INSTANCE, _PROFILE, CustomResourceDefinition)
 _EVERY_NAMESPACE = "*"
+_ENDED = ("Succeeded", "Failed")
+"""Phases of a VirtualMachineInstance that runs no more."""
 _DEFINITION = f"aoeguestdisks.{GROUP}"
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
@@ -179,6 +184,32 @@ class KubernetesHosts(_Client):
         )
 
 
+class KubernetesMachines(_Client):
+    """KubeVirt's machines on an API server: a `MachineStore`. Where there is no KubeVirt, there are no machines."""
+
+    def find_machine(self, namespace: str, name: str) -> VirtualMachine | None:
+        """Return a machine, None when it is not there. Raises: Unreachable."""
+        found = _find(self._client, _MACHINE, name, namespace=namespace)
+        return None if found is None else _machine(found)
+
+    def find_instance(self, namespace: str, name: str) -> Instance | None:
+        """Return what runs of a machine, None when nothing does, or all that did has ended. Raises: Unreachable."""
+        found = _find(self._client, _INSTANCE, name, namespace=namespace)
+        return None if found is None or _part(found, "status").get("phase") in _ENDED else _instance(found)
+
+    def put_disks(self, machine: VirtualMachine) -> VirtualMachine:
+        """Replace the volumes and disks of a machine's template. Raises: NotFound, Busy, Invalid, Unreachable."""
+        devices = {"disks": list(machine.disks)}
+        spec = {"domain": {"devices": devices}, "volumes": list(machine.volumes)}
+        patch = {**_over(machine.uid, machine.resource_version), "spec": {"template": {"spec": spec}}}
+        with translated(_MACHINE, f"{machine.namespace}/{machine.name}"):
+            return _machine(
+                self._client.patch(
+                    _MACHINE, machine.name, patch, namespace=machine.namespace, patch_type=PatchType.MERGE
+                )
+            )
+
+
 class KubernetesProfiles(_Client):
     """StorageClasses, and what CDI is told of them."""
 
@@ -248,6 +279,37 @@ def _claim(raw: Mapping[str, Any]) -> Claim:
         selected_node=(metadata.get("annotations") or {}).get(SELECTED_NODE, ""),
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def _machine(raw: Mapping[str, Any]) -> VirtualMachine:
+    metadata, spec = raw["metadata"], _part(_part(_part(raw, "spec"), "template"), "spec")
+    return VirtualMachine(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        deleting=metadata.get("deletionTimestamp") is not None,
+        volumes=tuple(spec.get("volumes") or ()),
+        disks=tuple(_part(_part(spec, "domain"), "devices").get("disks") or ()),
+    )
+
+
+def _instance(raw: Mapping[str, Any]) -> Instance:
+    status = _part(raw, "status")
+    states = {
+        one["name"]: VolumeState(
+            phase=one.get("phase") or "",
+            message=one.get("message") or "",
+            target=one.get("target") or "",
+            size_bytes=one.get("size") or 0,
+        )
+        for one in status.get("volumeStatus") or ()
+    }
+    return Instance(
+        node=status.get("nodeName") or "",
+        volumes=frozenset([*states, *(one["name"] for one in _part(raw, "spec").get("volumes") or ())]),
+        states=states,
     )
 
 

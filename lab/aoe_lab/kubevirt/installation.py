@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 NAMESPACE = "kubevirt"
 MEMORY_MIB = 3072
 """Of each machine: KubeVirt's own pods take half of it."""
+VALUES = {
+    "kubevirt": {"guestDisks": True},
+    "guests": {"access": [{"namespaces": ["*"], "virtualMachines": ["vm*"]}]},
+}
+"""Of our chart: what an administrator allows of KubeVirt's machines."""
 DEPLOYED_S = 2400.0
 """Its images are there, but virt-operator waits for each component it has started, in emulation."""
 WORKER = "node-role.kubernetes.io/worker"

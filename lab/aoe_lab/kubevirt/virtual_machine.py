@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from aoe_lab.process import Finished
 
 READY_S = 600.0
+MOVED_S = 1200.0
+"""A second launcher has to come up, and the guest's memory goes through two relays that are emulated, too."""
 ANSWERS_S = 3 * BOOT_S
 """Three machines share two processors here, and KubeVirt has its own pods."""
 MEMORY = "192Mi"
@@ -82,6 +84,10 @@ class VirtualMachine(GuestLine):
         spec["volumes"] = [one for one in spec["volumes"] if one["name"] != disk]
         self._put_template(spec)
 
+    def has_volume(self, prefix: str) -> bool:
+        """Say whether its spec has a volume whose name begins so."""
+        return any(one["name"].startswith(prefix) for one in self._template()["volumes"])
+
     def await_phase(self, disk: str, phase: str | None) -> None:
         """Wait until a disk's volume is in a phase (Ready), or is known no more (None). Raises: LabError."""
 
@@ -108,6 +114,31 @@ class VirtualMachine(GuestLine):
         """Have it run again, and wait until its guest answers."""
         self._patch({"runStrategy": "Always"})
         self.await_running()
+
+    def migrate(self) -> None:
+        """Have it move to another node while it runs, and wait until it has. Raises: LabError with what KubeVirt says
+        of a move that failed, or did not come to its end."""
+        move = {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstanceMigration",
+            "metadata": {"name": f"{self.name}-moves"},
+            "spec": {"vmiName": self.name},
+        }
+        self._kubectl("create", "-f", "-", stdin=json.dumps(move))
+
+        def under_way() -> str | None:
+            phase = self._said("vmim", "{.status.phase}", f"{self.name}-moves")
+            if phase == "Failed":
+                raise LabError(f"the move failed: {self._told_of_move()}")
+            return None if phase == "Succeeded" else f"it is {phase or 'not taken note of'}: {self._told_of_move()}"
+
+        self.cluster.await_(under_way, f"{self.name} to have moved", MOVED_S)
+        self._kubectl("delete", "vmim", f"{self.name}-moves", "--timeout=60s", timeout_s=90)
+
+    def _told_of_move(self) -> str:
+        told = [self._said("vmi", path) for path in ("{.status.migrationState}", "{.status.conditions}")]
+        events = self._kubectl("get", "events", "--sort-by=.lastTimestamp", check=False).stdout
+        return "\n".join([*told, events[-3000:]])
 
     def delete(self) -> None:
         """End it."""
@@ -165,8 +196,8 @@ class VirtualMachine(GuestLine):
     def _instance(self) -> dict[str, Any]:
         return dict(json.loads(self._kubectl("get", "vmi", self.name, "--output=json").stdout))
 
-    def _said(self, kind: str, path: str) -> str:
-        return self._kubectl("get", kind, self.name, f"--output=jsonpath={path}", check=False).stdout
+    def _said(self, kind: str, path: str, name: str | None = None) -> str:
+        return self._kubectl("get", kind, name or self.name, f"--output=jsonpath={path}", check=False).stdout
 
     def _kubectl(self, *words: str, stdin: str | None = None, check: bool = True, timeout_s: float = 60) -> Finished:
         return self.cluster.plane.kubectl(
