@@ -111,7 +111,7 @@ def test_guests_are_rendered_when_they_are_asked_for(helm: Helm, tmp_path: Path)
     off = helm.template(values(kubevirt={"storageProfiles": False})).stdout
     rules = [
         {"namespaces": ["shop"], "domains": ['say-"hi"', "db-*"]},
-        {"namespaces": ["*"], "domains": ["g1"], "hosts": ["h1"]},
+        {"namespaces": ["*"], "domains": ["g1"], "hosts": ["h1"], "virtualMachines": ["vm*"]},
     ]
     on = helm.template(values(guests={"enabled": True, "access": rules}, kubevirt={"storageProfiles": True})).stdout
     for words in (
@@ -133,6 +133,34 @@ def test_guests_are_rendered_when_they_are_asked_for(helm: Helm, tmp_path: Path)
     read = guest_access.read(path)
     assert [one.domains for one in read.access] == [('say-"hi"', "db-*"), ("g1",)]
     assert [one.hosts for one in read.access] == [("*",), ("h1",)]
+    assert [one.virtual_machines for one in read.access] == [(), ("vm*",)]
+
+
+def test_machines_of_kubevirt_are_seen_to_without_libvirt_when_that_is_asked_for(helm: Helm) -> None:
+    rules = [{"namespaces": ["shop"], "virtualMachines": ["vm*"]}]
+    on, both, off = (
+        list(filter(None, yaml.safe_load_all(helm.template(values(**changed)).stdout)))
+        for changed in (
+            {"kubevirt": {"guestDisks": True}, "guests": {"access": rules}},
+            {"kubevirt": {"guestDisks": True}, "guests": {"enabled": True, "access": rules}},
+            {"guests": {"enabled": True, "access": rules}},
+        )
+    )
+
+    def named(objects: list[dict[str, Any]], kind: str, name: str) -> list[dict[str, Any]]:
+        return [one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+
+    for objects, machines, libvirt in ((on, True, False), (both, True, True), (off, False, True)):
+        (cluster,) = named(objects, "Deployment", "aoe-csi-cluster")
+        words = cluster["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert ("--virtual-machines" in words) is machines
+        assert "--guest-access=/etc/aoe-csi-guests/access.toml" in words
+        (config,) = named(objects, "ConfigMap", "aoe-csi-guest-access")
+        assert 'virtual_machines = ["vm*"]' in config["data"]["access.toml"]
+        (rights,) = named(objects, "ClusterRole", "aoe-csi-cluster-guests")
+        assert any("virtualmachines" in rule["resources"] for rule in rights["rules"]) is machines
+        assert bool(named(objects, "DaemonSet", "aoe-csi-guests")) is libvirt
+        assert bool(named(objects, "ServiceAccount", "aoe-csi-guests")) is libvirt
 
 
 def test_what_snapshots_need_is_asked_for(helm: Helm, clean: ControlPlane) -> None:

@@ -12,7 +12,14 @@ from aoe_core.errors import Busy, NotFound
 from aoe_core.model import AccessMode, Transport
 from aoe_core.resources import conditions, definitions
 from aoe_core.resources.claims import Claim
-from aoe_core.resources.guest_disk import AoEGuestDisk, AoEGuestDiskStatus, HostGrant, HostStatus, with_host
+from aoe_core.resources.guest_disk import (
+    AoEGuestDisk,
+    AoEGuestDiskStatus,
+    HostGrant,
+    HostStatus,
+    LibvirtGuest,
+    with_host,
+)
 from aoe_core.resources.guest_kubernetes import OUT_OF_SERVICE, KubernetesClaims, KubernetesGuestDisks, KubernetesHosts
 from aoe_core.resources.kubernetes import KubernetesRegistrations
 from aoe_lab.kubernetes.control_plane import ControlPlane
@@ -159,7 +166,7 @@ def test_a_guest_moves_to_a_host_that_is_granted_and_to_one_at_a_time(
     defined.kubectl("apply", "-f-", stdin=manifest(there))
     moved = disks.find(NAMESPACE, "d")
     assert moved is not None
-    assert (moved.spec.libvirt.host, moved.spec.libvirt.migrate_to) == ("hyper2", None)
+    assert moved.spec.libvirt == LibvirtGuest(host="hyper2", domain="db")
 
 
 def test_a_call_off_is_a_move_forgotten(defined: ControlPlane, disks: KubernetesGuestDisks) -> None:

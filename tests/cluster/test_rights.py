@@ -186,6 +186,13 @@ def guest_disk(name: str, host: str, *, granted: bool = True) -> tuple[dict[str,
     return disk, {"volume": "v", "mode": "single-node-writer", "guest": f"{host}/g1", "hosts": hosts}
 
 
+def machine_disk(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a disk of a machine of KubeVirt's, which runs on a host of libvirt guests, and its status."""
+    disk, status = guest_disk(name, "host1", granted=False)
+    disk["spec"] = {"claim": "data", "kubevirt": {"virtualMachine": "vm1"}}
+    return disk, {**status, "guest": "vm1", "hosts": [{"host": "host1", "here": True, "target": "vdb"}]}
+
+
 def set_hosts(*hosts: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
     return set_status(hosts=list(hosts))
 
@@ -233,6 +240,8 @@ HOST_MAY_NOT = (
         refused="that are on it",
     ),
     Attempt(what=f"aoeguestdisk other -n {TEAM}", change=put_metadata("finalizers", []), refused="that are on it"),
+    Attempt(what=f"aoeguestdisk machine -n {TEAM}", change=set_hosts(), status=True, refused="that are on it"),
+    Attempt(what=f"aoeguestdisk machine -n {TEAM}", change=put_metadata("finalizers", []), refused="that are on it"),
     Attempt(
         what=f"aoeguestdisk new -n {TEAM}",
         change=set_hosts({"host": "host1", "grant": grant("e10.2")}),
@@ -317,6 +326,7 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         guest_disk("left", "host2"),
         guest_disk("coming", "host2"),
         guest_disk("left-long", "host2"),
+        machine_disk("machine"),
     ):
         if (former := LEFT.get(disk["metadata"]["name"])) is not None:
             word = host_finalizer(former).rpartition("/")[2]
@@ -327,7 +337,7 @@ def rights(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
         plane.kubectl("patch", "aoeguestdisk", disk["metadata"]["name"], f"-n{TEAM}", "--subresource=status",
                       "--type=merge", "-p", json.dumps({"status": status}))  # fmt: skip
     yield plane.bearer(ACCOUNT, namespace=NAMESPACE, node="storage1").stem
-    for name in ("mine", "other", "new", "left", "coming", "left-long"):
+    for name in ("mine", "other", "new", "left", "coming", "left-long", "machine"):
         plane.kubectl("patch", "aoeguestdisk", name, f"-n{TEAM}", "--type=merge", '-p={"metadata":{"finalizers":[]}}')
     plane.kubectl("delete", "namespace", TEAM, "--timeout=60s", timeout_s=90)
     for kind in ("aoevolume", "aoesnapshot"):

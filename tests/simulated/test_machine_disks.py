@@ -213,7 +213,7 @@ def test_a_slow_copy_takes_out_what_it_put_in_for_a_disk_that_is_gone(cluster: G
     process = cluster.compute[NODE].start_process("slow copy")
     slow = cluster.copy_of_machine_disks(process)
     cluster.api.add_machine_disk(DISK, CLAIM, MACHINE)
-    stopped = []
+    stopped: list[str] = []
 
     def end_it_first(what: str) -> None:
         if what.startswith("api disks of") and not stopped:

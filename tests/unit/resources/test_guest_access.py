@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aoe_core.errors import Invalid
-from aoe_core.resources.guest_access import AccessRule, AccessRules, read, require_access
+from aoe_core.resources.guest_access import AccessRule, AccessRules, read, require_access, require_machine_access
 
 LIST = """
 [[access]]
@@ -57,6 +57,21 @@ def test_all_else_is_refused_with_the_remedy(rules: AccessRules, namespace: str,
 def test_without_a_list_nothing_is_allowed() -> None:
     with pytest.raises(Invalid, match="namespace team-a may not attach"):
         require_access(AccessRules(), namespace="team-a", host="h", domain="d")
+
+
+def test_a_machine_of_the_namespace_is_allowed_by_a_rule_that_names_it() -> None:
+    rules = AccessRules(
+        access=(
+            AccessRule(namespaces=("team-a",), virtual_machines=("web-*",)),
+            AccessRule(namespaces=("team-b",), domains=("*",)),
+        )
+    )
+    require_machine_access(rules, namespace="team-a", machine="web-1")
+    for namespace, machine in (("team-a", "db"), ("team-b", "web-1"), ("team-c", "web-1")):
+        with pytest.raises(Invalid, match=rf"namespace {namespace} may not attach to its virtual machine {machine}; "):
+            require_machine_access(rules, namespace=namespace, machine=machine)
+    with pytest.raises(Invalid, match="may not attach to domain web-1"):
+        require_access(rules, namespace="team-a", host="h", domain="web-1")
 
 
 @pytest.mark.parametrize(
