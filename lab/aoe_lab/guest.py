@@ -49,7 +49,18 @@ CAPABILITIES_S = 300.0
 DEFINE_S = 180.0
 SEEN_S = 120.0
 """How soon a guest's kernel shows what libvirt has given it."""
+STALLS_S = 5.0
 SECTOR_BYTES = 512
+MIGRATION_S = 900.0
+# Listens for everybody, as nobody but the lab's machines is there.
+_LISTEN = """
+grep -q '^auth_tcp' /etc/libvirt/libvirtd.conf && exit
+printf 'auth_tcp = "none"\\n' >> /etc/libvirt/libvirtd.conf
+systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+systemctl start libvirtd-tcp.socket libvirtd.socket
+"""
+CONVERGE = ("--timeout", "300", "--timeout-suspend")
+"""A guest that writes memory faster than an emulated host sends it is held up for the rest."""
 
 
 def serial_socket(name: str) -> Path:
@@ -259,6 +270,17 @@ class GuestLine(ABC):
                 raise LabError(f"the guest's writer is at block {newest}, and was to come to {number}")
             time.sleep(1)
 
+    def stalled_at(self) -> int:
+        """Return the number of the writer's newest block, after proving that no more are acknowledged. Raises: LabError
+        when some are."""
+        time.sleep(STALLS_S)
+        before = self.acknowledged()
+        time.sleep(STALLS_S)
+        # One may have been acknowledged, and its number not yet written down.
+        if (now := self.acknowledged()) > before + 1:
+            raise LabError(f"somebody acknowledges writes: the guest was at block {before}, and is at {now}")
+        return before
+
     def stop_writer(self) -> int:
         """End the writer and return the number of its last block."""
         return int(self.ask("stop")[0])
@@ -315,6 +337,16 @@ class Guest(GuestLine):
         """Return what virsh domstate says."""
         return self.machine.run(["virsh", "domstate", self.name]).stdout.strip()
 
+    def migration_to(self, target: Machine, *options: str) -> list[str]:
+        """Return the command by which its host's libvirt hands it over to another's; both `let_move` has prepared."""
+        words = ["virsh", "migrate", "--live", "--persistent", "--undefinesource", *options, self.name]
+        return [*words, f"qemu+tcp://{target.address}/system", "--migrateuri", f"tcp://{target.address}"]
+
+    def migrate(self, target: Machine) -> Guest:
+        """Have it move to another host while it runs; return it there."""
+        self.machine.run(self.migration_to(target, *CONVERGE), timeout_s=MIGRATION_S)
+        return Guest(machine=target, name=self.name)
+
     def ask(self, *words: str) -> list[str]:
         """Have the guest do something; return the lines of its answer."""
         answer: list[str] = json.loads(_call(self.machine, "ask", self.name, *words, timeout_s=ANSWER_S + 60))
@@ -329,6 +361,13 @@ def records_on(host: Machine) -> str:
 def devices_on(host: Machine) -> str:
     """Return the AoE devices that a hypervisor's driver has."""
     return host.run("ls /dev/etherd | grep '^e[0-9]' || true").stdout
+
+
+def let_move(*hosts: Machine) -> None:
+    """Have hypervisors ready for guests that come from each other."""
+    for host in hosts:
+        prepare_machine(host)
+        host.run(_LISTEN)
 
 
 def prepare_machine(machine: Machine) -> None:

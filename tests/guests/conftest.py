@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of a storage machine and a hypervisor, with aoe-csi installed, or the one AOE_LAB_CLUSTER names."""
+    """A cluster of a storage machine and two hypervisors, with aoe-csi installed, or the one AOE_LAB_CLUSTER names."""
     if running := os.environ.get("AOE_LAB_CLUSTER"):
         attached = Cluster.attach(running, dead_s=OUTLASTING_DEAD_S)
         attached.lab.heal()
         yield attached
         return
     name = f"{default_name()}-guests-cluster"
-    with Cluster.start(storage=1, compute=0, hypervisors=1, name=name, dead_s=OUTLASTING_DEAD_S) as started:
+    with Cluster.start(storage=1, compute=0, hypervisors=2, name=name, dead_s=OUTLASTING_DEAD_S) as started:
         started.install()
         started.await_ready()
         yield started

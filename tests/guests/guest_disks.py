@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ class GuestDisks:
     def _make(self, name: str, spec: dict[str, Any]) -> None:
         head = {"apiVersion": "aoe-csi.dev/v1alpha1", "kind": "AoEGuestDisk", "metadata": {"name": name}}
         self.claims.apply({**head, "spec": spec})
+
+    def say_where(self, name: str, **guest: str | None) -> None:
+        """Change where a disk's domain is, or is to move to."""
+        patch = json.dumps({"spec": {"libvirt": guest}})
+        self.claims.kubectl("patch", "aoeguestdisk", name, "--type=merge", f"--patch={patch}")
 
     def await_said(self, name: str, type_: str, status: str, *, timeout_s: float = 300) -> str:
         """Wait for a condition. Returns: its message. Raises: LabError with the status as it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -290,11 +289,7 @@ def test_a_guest_goes_on_after_the_storage_machine_was_without_power(
     machine.await_acknowledged(10)
     storage = cluster.storage_machines[0]
     storage.power_cut()
-    time.sleep(3)
-    before = machine.acknowledged()
-    time.sleep(5)
-    # One may have been acknowledged, and its number not yet written down.
-    assert machine.acknowledged() <= before + 1, "somebody acknowledges writes without a storage machine"
+    before = machine.stalled_at()
     storage.boot()
     storage.wait_ready()
     machine.await_acknowledged(before + 10, timeout_s=READY_S)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aoe_lab import Lab, Topology
-from aoe_lab.guest import Guest, prepare_machine, records_on
+from aoe_lab.guest import Guest, let_move, records_on
 from aoe_lab.lab import default_name
 from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
 
@@ -23,18 +23,9 @@ if TYPE_CHECKING:
     from aoe_lab.evidence import Evidence
 
 SIZE_BYTES = 64 << 20
-MIGRATION_S = 900.0
 FORGOTTEN_S = 300.0
 SLOW_MIB_PER_S = 1
 """A migration at this pace takes minutes, and can be called off in the middle."""
-CONVERGE = ("--timeout", "300", "--timeout-suspend")
-"""A guest that writes memory faster than an emulated host sends it is held up for the rest."""
-# Listens for everybody, as nobody but the lab's machines is there.
-LISTEN = """
-printf 'auth_tcp = "none"\\n' >> /etc/libvirt/libvirtd.conf
-systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
-systemctl start libvirtd-tcp.socket libvirtd.socket
-"""
 pytestmark = pytest.mark.long
 
 
@@ -48,11 +39,10 @@ def lab() -> Iterator[Lab]:
 def cluster(lab: Lab) -> Iterator[Standalone]:
     made = Standalone(lab, Tuning(deadsecs=OUTLASTING_DEADSECS, rest_s=OUTLASTING_DEADSECS + 60))
     made.install()
-    for name in ("hypervisor1", "hypervisor2"):
-        host = lab.machine(name)
+    hosts = [lab.machine(name) for name in ("hypervisor1", "hypervisor2")]
+    for host in hosts:
         host.forward_to(lab.machine("storage1").forward_from(SOCKET), STORAGE_SOCKET)
-        prepare_machine(host)
-        host.run(LISTEN)
+    let_move(*hosts)
     yield made
     made.close()
 
@@ -76,11 +66,6 @@ def guest(hosts: tuple[Machine, Machine]) -> Guest:
     made = Guest.define(hosts[0], "g1")
     made.start()
     return made
-
-
-def words_of_migration(guest: Guest, target: Machine, *options: str) -> list[str]:
-    words = ["virsh", "migrate", "--live", "--persistent", "--undefinesource", *options, guest.name]
-    return [*words, f"qemu+tcp://{target.address}/system", "--migrateuri", f"tcp://{target.address}"]
 
 
 def guests_of(host: Machine) -> list[str]:
@@ -117,7 +102,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
 
     # Half-way, and back.
     prepare(guest, target, volume)
-    with source.spawn(shlex.join(words_of_migration(guest, target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
+    with source.spawn(shlex.join(guest.migration_to(target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
         await_(lambda: has_sent(guest), "nothing of its memory is on its way")
         assert guests_of(target) == [guest.name]
         half_way = guest.acknowledged()
@@ -133,9 +118,8 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     # And all the way.
     prepare(guest, target, volume)
     before, began = guest.acknowledged(), time.monotonic()
-    source.run(words_of_migration(guest, target, *CONVERGE), timeout_s=MIGRATION_S)
+    moved = guest.migrate(target)
     took_s = time.monotonic() - began
-    moved = Guest(machine=target, name=guest.name)
     moved.await_acknowledged(before + 5)
     command(target, "attach", moved.name, volume.volume_id, "--shared")
     command(source, "detach", guest.name, volume.volume_id)
