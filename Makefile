@@ -233,6 +233,10 @@ lab-down: venv ## Stop the lab's machines and take down its network
 cluster: setup ## Start a Kubernetes cluster with aoe-csi on it, and leave it for playing; says its KUBECONFIG
 	$(PYTHON) -m aoe_lab.kubernetes up
 
+.PHONY: cluster-kubevirt
+cluster-kubevirt: setup $(STAMPS)/kubevirt-packages ## The same with KubeVirt on it (the first time more than an hour)
+	$(PYTHON) -m aoe_lab.kubernetes up --kubevirt --compute 2
+
 .PHONY: cluster-down
 cluster-down: venv ## End that cluster
 	$(PYTHON) -m aoe_lab.kubernetes down

@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from aoe_lab.errors import LabError
-from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.kubernetes.cluster import DEAD_S, NOTHING_MORE, OUTLASTING_DEAD_S, Cluster
+from aoe_lab.kubevirt import installation
 from aoe_lab.lab import end
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main() -> int:
     up.add_argument("--hypervisors", type=int, default=0, help="machines with libvirt; default: %(default)s")
     up.add_argument("--san", action="append", metavar="NAME", help="a segment; may be repeated; default: main")
     up.add_argument("--bare", action="store_true", help="do not install aoe-csi")
+    up.add_argument("--kubevirt", action="store_true", help="with KubeVirt on the compute machines: half an hour more")
     up.set_defaults(act=_up)
     commands.add_parser("install", help="install aoe-csi, or upgrade it to the checkout").set_defaults(act=_install)
     commands.add_parser("status", help="show nodes, pods and volumes").set_defaults(act=_status)
@@ -43,18 +45,22 @@ def main() -> int:
 
 
 def _up(options: argparse.Namespace) -> None:
-    sans = tuple(options.san or ("main",))
+    with_kubevirt = options.kubevirt
     cluster = Cluster.start(
         storage=options.storage,
         compute=options.compute,
         hypervisors=options.hypervisors,
-        sans=sans,
+        sans=tuple(options.san or ("main",)),
         name=options.name,
+        more=installation.additions() if with_kubevirt else NOTHING_MORE,
+        dead_s=OUTLASTING_DEAD_S if with_kubevirt else DEAD_S,
     )
     try:
         if not options.bare:
-            cluster.install()
+            cluster.install(**(installation.VALUES if with_kubevirt else {}))
             cluster.await_ready()
+        if with_kubevirt:
+            installation.install(cluster)
     finally:
         # Also when it is not ready: whoever asked for it wants to look.
         cluster.lab.keep()
