@@ -17,7 +17,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, InUse, NotFound, Unfinished, Unsupported
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unsupported
 from aoe_core.locks import Locks
 from aoe_core.model import VolumeId, VolumeStatus
 from aoe_core.resources.claims import ClaimStore
@@ -38,9 +38,10 @@ from aoe_core.resources.virtual_machine import (
     MachineStore,
     VirtualMachine,
     VolumeState,
-    has_disk,
+    claim_of,
+    find_volume,
+    is_plugged,
     volume_name,
-    volume_of_claim,
     with_disk,
     without_disk,
 )
@@ -50,6 +51,7 @@ from aoe_operator.guest_status import SOON_S, Teller, again_s, is_passing
 
 log = logging.getLogger(__name__)
 
+_TRIES = 8
 _PLUGGING_S = 3.0
 """KubeVirt tells nobody of what it is about; a pod has to come up for it."""
 
@@ -128,67 +130,76 @@ class MachineDisks:
     def _plug(self, disk: AoEGuestDisk) -> float | None:
         if GRANT_FINALIZER not in disk.metadata.finalizers:
             disk = self._disks.put_finalizers(disk, (*disk.metadata.finalizers, GRANT_FINALIZER))
-        plugged = True  # As far as is known: else something of it might be let go.
+        namespace, name = disk.metadata.namespace, _machine_name(disk)
+        has_it = True  # As far as is known: else something of it might be let go.
         try:
-            machine = self._find_machine(disk)
-            plugged = machine is not None and has_disk(machine, volume_name(disk))
+            machine, instance = self._machines.find_machine(namespace, name), self._find_instance(disk)
+            # Whatever the spec says by now, a guest may have it until its instance has let go.
+            plugged = machine is not None and is_plugged(machine, disk)
+            has_it = plugged or _is_in(instance, disk)
+            if not has_it:
+                require_machine_access(self._rules(), namespace=namespace, machine=name)
             if machine is None or machine.deleting:
                 raise NotFound(
-                    f"virtual machine {_machine_key(disk)} does not exist; create it, or delete this and make another"
+                    f"virtual machine {namespace}/{name} does not exist; create it, or delete this and make another"
                 )
-            instance = self._machines.find_instance(machine.namespace, machine.name)
-            if not plugged:
-                require_machine_access(self._rules(), namespace=machine.namespace, machine=machine.name)
-            node = instance.node if instance is not None else ""
-            admitted = self._claims.admit(disk, node=node, has_it=plugged)
-            if not plugged:
-                self._require_free(disk, admitted, machine, node)
-            disk = self._noted(disk, admitted)
+            _require_no_other(machine, disk)
+            admitted = self._claims.admit(disk, node=instance.node if instance is not None else "", has_it=has_it)
+            disk = self._teller.change(disk, lambda now: admitted.noted_in(now, name))
             self._claims.hold(disk, admitted.claim)
+            if not has_it:
+                self._require_free(admitted, machine)
             if not plugged:
-                self._put(disk, machine)
-                plugged = True
+                self._machines.put_disks(with_disk(machine, disk, read_only=admitted.read_only))
+                log.info("plugged", extra={"guest_disk": key_of(disk), "machine": name})
+            if self._has_ended(disk):
+                raise Busy(f"AoEGuestDisk {key_of(disk)} has ended meanwhile")
             self._told(disk, instance)
-        except Busy:
-            return SOON_S
         except AoECsiError as error:
+            if self._has_ended(disk):
+                # Another copy of this role came to the end, and did not see what came after that.
+                if not self._disks.is_definition_going():
+                    self._take_back(disk)
+                return None
+            if isinstance(error, Busy):
+                return SOON_S
             disk = self._teller.refuses(disk, "Attached", error)
-            if not plugged and not is_passing(error):
+            if not has_it and not is_passing(error):
                 self._claims.let_go(disk)
             return _PLUGGING_S if is_passing(error) else again_s(error)
         return None
 
-    def _require_free(self, disk: AoEGuestDisk, admitted: Admitted, machine: VirtualMachine, node: str) -> None:
-        """Check that the machine has not got the claim by itself, and that no other node has a volume that is one
-        node's. KubeVirt would wait for it, and say nothing. Raises: InUse, NotFound, Unreachable."""
-        own = volume_of_claim(machine, disk.spec.claim)
+    def _require_free(self, admitted: Admitted, machine: VirtualMachine) -> None:
+        """Check that neither the machine nor anybody else has the volume, unless all of them read: KubeVirt would give
+        it to both. Raises: InUse, NotFound, Unreachable."""
+        own = next((one["name"] for one in machine.volumes if claim_of(one) == admitted.claim.name), None)
         if own is not None:
             raise InUse(
                 f"{machine} has {admitted.claim} already, as volume {own} of its own spec; remove that there, or "
                 "delete this"
             )
         grants = self._holders.get_volume(admitted.volume_id).grants
-        others = sorted({str(one.node) for one in grants} - {node})
-        if others and not admitted.mode.many_nodes:
+        if grants and not (admitted.read_only and not any(one.writable for one in grants)):
             raise InUse(
-                f"volume {admitted.volume_id} is in use on {', '.join(others)}, and {admitted.claim} is for one node "
-                "at a time; end the pods, or the guest, that use it there"
+                f"volume {admitted.volume_id} is in use on {', '.join(sorted({str(one.node) for one in grants}))}; end "
+                "the pods, or the guest, that use it there"
             )
 
-    def _noted(self, disk: AoEGuestDisk, admitted: Admitted) -> AoEGuestDisk:
-        """Write down which volume it is, before anything is done with it."""
-        return self._teller.change(disk, lambda now: admitted.noted_in(now, _machine_name(disk)))
-
-    def _put(self, disk: AoEGuestDisk, machine: VirtualMachine) -> None:
-        """Put the disk into a machine's spec. Raises: Busy, also when the disk has ended meanwhile; NotFound, Invalid,
-        Unreachable."""
-        put = self._machines.put_disks(with_disk(machine, disk, disk.status.serial))
-        log.info("plugged", extra={"guest_disk": key_of(disk), "machine": machine.name})
+    def _has_ended(self, disk: AoEGuestDisk) -> bool:
         now = find_same(self._disks, disk)
-        if now is None or GRANT_FINALIZER not in now.metadata.finalizers:
-            # Another copy of this role came to the end, and did not see what came after that.
-            self._machines.put_disks(without_disk(put, volume_name(disk)))
-            raise Busy(f"AoEGuestDisk {key_of(disk)} has ended meanwhile")
+        return now is None or GRANT_FINALIZER not in now.metadata.finalizers
+
+    def _take_back(self, disk: AoEGuestDisk) -> None:
+        """Leave nothing of a disk that is gone. KubeVirt writes to its machines, too. Raises: Busy when it does so all
+        the time; Unreachable."""
+        for _ in range(_TRIES):
+            try:
+                self._take_out(disk)
+                self._claims.let_go(disk)
+            except (Busy, NotFound):
+                continue
+            return
+        raise Busy(f"what was made for AoEGuestDisk {key_of(disk)} cannot be taken back; looking again")
 
     def _told(self, disk: AoEGuestDisk, instance: Instance | None) -> None:
         """Say what has become of a disk that is in its machine's spec. Raises: Unfinished until the guest has it."""
@@ -201,7 +212,8 @@ class MachineDisks:
         if state is None:
             raise Unfinished(
                 f"KubeVirt has not taken note of it for {machine} yet; it does with the feature gate "
-                "DeclarativeHotplugVolumes, and without HotplugVolumes"
+                "DeclarativeHotplugVolumes, without HotplugVolumes, and unless the machine says "
+                "updateVolumesStrategy: Migration"
             )
         if state.phase != READY:
             raise Unfinished(
@@ -235,33 +247,70 @@ class MachineDisks:
         return None
 
     def _unplug(self, disk: AoEGuestDisk) -> None:
-        """Take the disk out of its machine's spec, and see whether the guest has let go. Raises: Unfinished until it
-        has; Busy, Unreachable."""
-        machine, name = self._find_machine(disk), volume_name(disk)
-        if machine is not None and has_disk(machine, name):
-            self._machines.put_disks(without_disk(machine, name))
-            log.info("unplugged", extra={"guest_disk": key_of(disk), "machine": machine.name})
-        instance = self._machines.find_instance(disk.metadata.namespace, _machine_name(disk))
-        if instance is not None and name in instance.volumes:
+        """Take the disk out of its machine's spec, and see whether the guest has let go. Raises: Unfinished until that
+        was seen by a look that found nothing in the spec any more; Busy, Unreachable."""
+        name = _machine_name(disk)
+        machine = self._machines.find_machine(disk.metadata.namespace, name)
+        if machine is not None and _other_claim(machine, disk) is not None:
+            return  # Its own volume's name is somebody else's by now, and stays.
+        if self._take_out(disk):
+            raise Unfinished(f"virtual machine {name} was asked to let go of it")
+        instance = self._find_instance(disk)
+        if instance is None or not _is_in(instance, disk):
+            return
+        if not instance.running:
             raise Unfinished(
-                f"virtual machine {_machine_name(disk)} has not let go of it yet "
-                f"({_how_far(instance.states.get(name))}); unmount it in the guest, or stop the machine"
+                f"virtual machine {name} does not start for want of it, and KubeVirt takes nothing out of a machine "
+                "that does not run; stop the machine"
             )
+        state = instance.states.get(volume_name(disk))
+        how_far = f" ({_how_far(state)})" if state is not None and state.phase != READY else ""
+        raise Unfinished(
+            f"virtual machine {name} has not let go of it yet{how_far}; unmount it in the guest, or stop the machine"
+        )
+
+    def _take_out(self, disk: AoEGuestDisk) -> bool:
+        """Take the disk out of its machine's spec; say whether anything of it was there."""
+        machine = self._machines.find_machine(disk.metadata.namespace, _machine_name(disk))
+        if machine is None or _other_claim(machine, disk) is not None:
+            return False
+        without = without_disk(machine, volume_name(disk))
+        if without == machine:
+            return False
+        self._machines.put_disks(without)
+        log.info("unplugged", extra={"guest_disk": key_of(disk), "machine": machine.name})
+        return True
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _find_machine(self, disk: AoEGuestDisk) -> VirtualMachine | None:
-        return self._machines.find_machine(disk.metadata.namespace, _machine_name(disk))
+    def _find_instance(self, disk: AoEGuestDisk) -> Instance | None:
+        return self._machines.find_instance(disk.metadata.namespace, _machine_name(disk))
 
 
-def _how_far(state: VolumeState | None) -> str:
-    return ": ".join(one for one in (state.phase, state.message) if one) if state is not None else "asked"
+def _is_in(instance: Instance | None, disk: AoEGuestDisk) -> bool:
+    """Say whether what runs of a machine has a disk, or is to have it."""
+    return instance is not None and volume_name(disk) in instance.volumes
+
+
+def _other_claim(machine: VirtualMachine, disk: AoEGuestDisk) -> str | None:
+    """Return the claim that somebody has put where the disk's was, as restoring a machine does; None when none is."""
+    volume = find_volume(machine, volume_name(disk))
+    return None if volume is None or claim_of(volume) == disk.spec.claim else str(claim_of(volume))
+
+
+def _require_no_other(machine: VirtualMachine, disk: AoEGuestDisk) -> None:
+    """Raises: Conflict when a machine has another claim where the disk's was."""
+    if (other := _other_claim(machine, disk)) is not None:
+        raise Conflict(
+            f"somebody has put claim {other} where {machine} had this disk's, {disk.spec.claim}; delete this: the "
+            "machine keeps that"
+        )
+
+
+def _how_far(state: VolumeState) -> str:
+    return ": ".join(one for one in (state.phase, state.message) if one)
 
 
 def _machine_name(disk: AoEGuestDisk) -> str:
     assert disk.spec.kubevirt is not None, "only disks of KubeVirt's machines come here"
     return disk.spec.kubevirt.virtual_machine
-
-
-def _machine_key(disk: AoEGuestDisk) -> str:
-    return f"{disk.metadata.namespace}/{_machine_name(disk)}"

@@ -10,6 +10,7 @@ import pytest
 from aoe_core.errors import Busy, NotFound
 from aoe_core.resources.guest_kubernetes import KubernetesMachines
 from aoe_core.resources.virtual_machine import Instance, VolumeState
+from aoe_core.units import MIB
 from aoe_lab.kubernetes.control_plane import ControlPlane
 
 NAMESPACE = "machines"
@@ -105,13 +106,20 @@ def test_disks_are_changed_over_what_was_read_and_all_else_stays(
 def test_what_runs_of_a_machine_is_read(defined: ControlPlane, machines: KubernetesMachines) -> None:
     assert machines.find_instance(NAMESPACE, "vm1") is None
     on_its_way = {"name": "more", "phase": "AttachedToNode", "message": "waits", "target": ""}
-    defined.apply(instance(NAMESPACE, on_its_way, {"name": "root", "target": "vda", "size": 42}))
+    defined.apply(
+        instance(
+            NAMESPACE,
+            on_its_way,
+            {"name": "root", "target": "vda", "persistentVolumeClaimInfo": {"capacity": {"storage": "64Mi"}}},
+        )
+    )
     assert machines.find_instance(NAMESPACE, "vm1") == Instance(
         node="node1",
+        running=True,
         volumes=frozenset({"root", "more"}),
         states={
             "more": VolumeState(phase="AttachedToNode", message="waits"),
-            "root": VolumeState(phase="", target="vda", size_bytes=42),
+            "root": VolumeState(phase="", target="vda", size_bytes=64 * MIB),
         },
     )
     defined.apply(instance(NAMESPACE, phase="Succeeded"))

@@ -13,7 +13,6 @@ from aoe_core.resources.virtual_machine import READY, Instance, VirtualMachine, 
 from aoe_core.units import MIB
 
 _WAY_IN = ("AttachedToNode", "MountedToPod", READY)
-_WAY_OUT = "Detaching"
 
 
 @dataclass(slots=True)
@@ -21,6 +20,8 @@ class Running:
     """What runs of a machine."""
 
     node: str
+    started: bool = False
+    """Its guest runs: it does once all its volumes are there."""
     phases: dict[str, str] = field(default_factory=dict)
     """Volume → how far it is."""
     claims: dict[str, str] = field(default_factory=dict)
@@ -39,6 +40,8 @@ class FakeKubeVirt:
     """Machines whose guests do not let go."""
     ungated: bool = False
     """Whether the feature gate is not set: nothing is done for a machine that runs."""
+    missing: set[str] = field(default_factory=set)
+    """Claims that do not come to a node."""
 
     def add(self, name: str, node: str = "") -> None:
         """Make a machine with a disk of its own; it runs where `node` says, if it does."""
@@ -57,7 +60,8 @@ class FakeKubeVirt:
     def start(self, name: str, node: str) -> None:
         """Start a machine: with all that its spec has."""
         self.running[name] = Running(node)
-        while any(phase != READY for phase in self.work(name).values()):
+        before: dict[str, str] | None = None
+        while before != (before := self.work(name)):
             pass
 
     def stop(self, name: str) -> None:
@@ -87,7 +91,7 @@ class FakeKubeVirt:
             )
             for number, (one, phase) in enumerate(found.phases.items())
         }
-        return Instance(node=found.node, volumes=frozenset(states), states=states)
+        return Instance(node=found.node, running=found.started, volumes=frozenset(states), states=states)
 
     def work_all(self) -> bool:
         """Do a step for each machine that runs; say whether there was anything to do."""
@@ -96,21 +100,24 @@ class FakeKubeVirt:
 
     def work(self, name: str) -> dict[str, str]:
         """Bring each volume of a running machine a step further; return how far they are."""
-        running, machine = self.running[name], self.machines[name]
+        running = self.running[name]
+        if (machine := self.machines.get(name)) is None:
+            return dict(running.phases)  # It was left behind when its machine was deleted.
         wanted = {one["name"]: one["persistentVolumeClaim"] for one in machine.volumes if _comes_and_goes(one)}
-        for volume in [one for one in running.phases if one not in wanted]:
-            if running.phases[volume] != _WAY_OUT:
-                running.phases[volume] = _WAY_OUT
-            elif name not in self.deaf:
-                for known in (running.phases, running.claims, running.serials):
-                    known.pop(volume)
+        # What is to go keeps its phase until the guest has let go, and nothing goes from a machine that does not run.
+        for volume in [
+            one for one in running.phases if one not in wanted and running.started and name not in self.deaf
+        ]:
+            for known in (running.phases, running.claims, running.serials):
+                known.pop(volume)
         for volume, claim in wanted.items():
             if volume not in running.phases:
                 running.phases[volume], running.claims[volume] = _WAY_IN[0], claim["claimName"]
                 (disk,) = [one for one in machine.disks if one["name"] == volume]
                 running.serials[volume] = disk["serial"]
-            elif running.phases[volume] != READY:
+            elif running.phases[volume] != READY and claim["claimName"] not in self.missing:
                 running.phases[volume] = _WAY_IN[_WAY_IN.index(running.phases[volume]) + 1]
+        running.started = running.started or all(phase == READY for phase in running.phases.values())
         self.check_always()
         return dict(running.phases)
 

@@ -11,7 +11,8 @@ from tests.simulated.test_guests import VOLUME, on, spec
 from tests.simulated.test_kill_sweep import Life, Operation, kill, sweep
 
 from aoe_core.errors import Unsupported
-from aoe_core.model import AccessMode, VolumeId, serial_of
+from aoe_core.fakes.world import Step
+from aoe_core.model import AccessMode, NodeName, VolumeId, serial_of
 from aoe_core.resources.guest_access import AccessRules
 from aoe_core.resources.virtual_machine import READY, volume_name, without_disk
 from aoe_lab.evidence import Evidence
@@ -174,7 +175,7 @@ def test_a_claim_stays_until_the_guest_has_let_go_and_it_is_told_why(attached: G
     attached.kubevirt.deaf.add(MACHINE)
     attached.api.delete_disk(DISK)
     attached.reconcile()
-    assert "has not let go of it yet (Detaching)" in attached.trouble(DISK)
+    assert "has not let go of it yet; unmount it in the guest" in attached.trouble(DISK)
     assert (NAMESPACE, CLAIM) in attached.api.claims
     attached.kubevirt.deaf.clear()
     attached.reconcile()
@@ -200,6 +201,64 @@ def test_a_machine_that_is_deleted_is_told_of_and_its_disk_can_be_deleted(attach
     untouched(attached)
 
 
+def test_a_claim_stays_while_what_runs_of_a_deleted_machine_has_it(attached: GuestDiskCluster) -> None:
+    """kubectl delete --cascade=orphan."""
+    del attached.kubevirt.machines[MACHINE]
+    attached.sweep()
+    assert "does not exist" in attached.trouble(DISK)
+    assert attached.api.claims[NAMESPACE, CLAIM].finalizers
+    attached.kubevirt.stop(MACHINE)
+    attached.sweep()
+    assert attached.api.claims[NAMESPACE, CLAIM].finalizers == ()
+
+
+def test_a_claim_stays_while_a_guest_has_a_disk_that_somebody_took_out_of_the_spec(attached: GuestDiskCluster) -> None:
+    attached.kubevirt.deaf.add(MACHINE)
+    attached.kubevirt.put(without_disk(attached.kubevirt.machines[MACHINE], volume_name(attached.disk(DISK))))
+    attached.api.delete_claim(CLAIM)
+    attached.api.rules = AccessRules()
+    attached.sweep()
+    assert attached.api.claims[NAMESPACE, CLAIM].finalizers
+
+
+def test_what_another_claim_was_put_for_is_left_alone(attached: GuestDiskCluster) -> None:
+    """As KubeVirt does when it restores a machine."""
+    attached.kubevirt.stop(MACHINE)
+    machine, name = attached.kubevirt.machines[MACHINE], volume_name(attached.disk(DISK))
+    restored = {"name": name, "persistentVolumeClaim": {"claimName": "restored", "hotpluggable": True}}
+    attached.kubevirt.put(replace(machine, volumes=(machine.volumes[0], restored)))
+    attached.sweep()
+    assert "put claim restored where" in attached.trouble(DISK)
+    assert attached.api.claims[NAMESPACE, CLAIM].finalizers == ()
+    attached.detach_by_resource(DISK)
+    assert attached.kubevirt.machines[MACHINE].volumes[1] == restored
+
+
+def test_half_of_a_disk_is_made_whole(attached: GuestDiskCluster) -> None:
+    name = volume_name(attached.disk(DISK))
+    machine = attached.kubevirt.machines[MACHINE]
+    for half in (replace(machine, disks=machine.disks[:1]), replace(machine, volumes=machine.volumes[:1])):
+        attached.kubevirt.put(half)
+        attached.machine_disks.follow()
+        assert plugged(attached) == {name}
+
+
+def test_a_machine_that_does_not_start_for_want_of_a_disk_is_told_to_be_stopped(cluster: GuestDiskCluster) -> None:
+    cluster.kubevirt.stop(MACHINE)
+    cluster.plug_by_resource(DISK, CLAIM, MACHINE)
+    cluster.kubevirt.missing.add(CLAIM)
+    cluster.kubevirt.start(MACHINE, NODE)
+    cluster.sweep()
+    assert "KubeVirt is bringing it to" in cluster.trouble(DISK)
+    cluster.api.delete_disk(DISK)
+    cluster.reconcile()
+    assert "takes nothing out of a machine that does not run; stop the machine" in cluster.trouble(DISK)
+    cluster.kubevirt.stop(MACHINE)
+    cluster.reconcile()
+    assert cluster.api.disks == {}
+    untouched(cluster)
+
+
 def test_no_machine_loses_a_disk_whose_definition_goes(attached: GuestDiskCluster) -> None:
     attached.api.definition_going = True
     attached.api.delete_disk(DISK)
@@ -209,27 +268,31 @@ def test_no_machine_loses_a_disk_whose_definition_goes(attached: GuestDiskCluste
     assert attached.api.claims[NAMESPACE, CLAIM].finalizers
 
 
-def test_a_slow_copy_takes_out_what_it_put_in_for_a_disk_that_is_gone(cluster: GuestDiskCluster) -> None:
+@pytest.mark.parametrize("before", ["finalizers of claim", "disks of"])
+def test_a_slow_copy_leaves_nothing_of_a_disk_that_is_gone(cluster: GuestDiskCluster, before: str) -> None:
+    """Another copy ends the disk while this one is about to hold the claim, or to write to the machine; and KubeVirt
+    writes to that, too."""
+    stopped: list[str] = []
+
+    def hook(step: Step) -> None:
+        if before not in step.name or step.process is not process:
+            return
+        if not stopped:
+            stopped.append(step.name)
+            cluster.api.delete_disk(DISK)
+            for _ in range(2):
+                cluster.machine_disks.reconcile(NAMESPACE, DISK)
+            assert cluster.api.disks == {}
+        elif len(stopped) == 1:
+            stopped.append("kubevirt")
+            cluster.kubevirt.put(cluster.kubevirt.machines[MACHINE])
+
     process = cluster.compute[NODE].start_process("slow copy")
     slow = cluster.copy_of_machine_disks(process)
     cluster.api.add_machine_disk(DISK, CLAIM, MACHINE)
-    stopped: list[str] = []
-
-    def end_it_first(what: str) -> None:
-        if what.startswith("api disks of") and not stopped:
-            stopped.append(what)
-            cluster.api.delete_disk(DISK)
-            cluster.machine_disks.reconcile(NAMESPACE, DISK)
-            assert cluster.api.disks == {}
-
-    put = slow._machines.put_disks  # noqa: SLF001
-
-    def slowly(machine: object) -> object:
-        end_it_first(f"api disks of {machine}")
-        return put(machine)  # type: ignore[arg-type]
-
-    slow._machines.put_disks = slowly  # type: ignore[method-assign,assignment] # noqa: SLF001
+    cluster.world.on_step = hook
     slow.reconcile(NAMESPACE, DISK)
+    cluster.world.on_step = None
     assert stopped
     cluster.reconcile()
     untouched(cluster)
@@ -267,10 +330,53 @@ def test_a_claim_that_the_machine_has_by_itself(cluster: GuestDiskCluster) -> No
     refused(cluster, "as volume root of its own spec", claim="system")
 
 
-def test_a_claim_in_use_by_a_pod_elsewhere(cluster: GuestDiskCluster) -> None:
-    mode = AccessMode.SINGLE_NODE_MULTI_WRITER
-    cluster.engine.publish(VOLUME, cluster.identity(OTHER_NODE), mode, read_only=False, block=True)
-    refused(cluster, f"is in use on {OTHER_NODE}")
+@pytest.mark.parametrize("node", [NODE, OTHER_NODE])
+@pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteMany"])
+def test_a_claim_in_use_by_a_pod_or_another_machine(cluster: GuestDiskCluster, node: NodeName, mode: str) -> None:
+    """Whoever has it by other words than ours, on the machine's node, too."""
+    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
+    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=(mode,))
+    many = mode == "ReadWriteMany"
+    how = AccessMode.MULTI_NODE_MULTI_WRITER if many else AccessMode.SINGLE_NODE_MULTI_WRITER
+    cluster.engine.publish(VOLUME, cluster.identity(node), how, read_only=False, block=True)
+    refused(cluster, f"is in use on {node}")
+
+
+def test_what_others_only_read_may_be_read(cluster: GuestDiskCluster) -> None:
+    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
+    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=("ReadOnlyMany",))
+    reading = AccessMode.MULTI_NODE_READER_ONLY
+    cluster.engine.publish(VOLUME, cluster.identity(OTHER_NODE), reading, read_only=True, block=True)
+    cluster.api.add_machine_disk(DISK, CLAIM, MACHINE, readOnly=True)
+    cluster.reconcile()
+    assert cluster.says(DISK, "Attached") == "True"
+
+
+def test_a_volume_that_can_only_be_read_is_only_read(cluster: GuestDiskCluster) -> None:
+    """Also where the PersistentVolume alone says so."""
+    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
+    cluster.api.volumes[name] = replace(cluster.api.volumes[name], read_only=True)
+    cluster.plug_by_resource(DISK, CLAIM, MACHINE)
+    assert cluster.kubevirt.machines[MACHINE].disks[-1]["disk"] == {"bus": "virtio", "readonly": True}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"dataVolume": {"name": CLAIM}},
+        {"memoryDump": {"claimName": CLAIM}},
+        {"ephemeral": {"persistentVolumeClaim": {"claimName": CLAIM}}},
+    ],
+    ids=lambda source: next(iter(source)),
+)
+def test_a_claim_that_the_machine_has_by_another_name(cluster: GuestDiskCluster, source: dict[str, object]) -> None:
+    machine = cluster.kubevirt.machines[MACHINE]
+    cluster.kubevirt.put(replace(machine, volumes=({"name": OWN, **source},)))
+    refused(cluster, "as volume root of its own spec")
+
+
+def test_a_machine_that_is_not_allowed_is_not_looked_for(cluster: GuestDiskCluster) -> None:
+    refused(cluster, "may not attach to its virtual machine other", machine="other")
 
 
 def test_a_claim_that_another_machine_has(attached: GuestDiskCluster) -> None:

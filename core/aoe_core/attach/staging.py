@@ -41,6 +41,8 @@ _CLOSE_LOOK_S = 0.2
 _DISCOVER_S = 1.0
 _CLOSE_LOOKS = 10
 """How often a device that should be closed is looked at: what has it open may be just ending."""
+_CLOSES_S = 20
+"""And for how long; on a node with much to do one look takes a while."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,9 +363,12 @@ class Staging:
         if record.attachment.transport is Transport.LOCAL:
             return
         address = address_of(record.attachment)
+        until_s = self.host.now_s() + _CLOSES_S
         for _ in range(_CLOSE_LOOKS):
             if not self.host.initiator.in_use(address):
                 return
+            if self.host.now_s() > until_s:
+                break
             self.host.sleep(_CLOSE_LOOK_S)
         volume_id = record.attachment.volume_id
         if isinstance(record.use, FilesystemUse):

@@ -17,11 +17,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from aoe_core.errors import AoECsiError, CommandFailed, NotFound, Unreachable
+from aoe_core.errors import AoECsiError, CommandFailed, NotFound, Unfinished, Unreachable
 from aoe_core.host import wire
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import Answer, AoEDevice, Runner
-from aoe_core.host.openers import HostPaths, Openers
+from aoe_core.host.openers import DeviceUsers, HostPaths, find_claim
 from aoe_core.model import Address, Mac
 from aoe_core.units import SECTOR_BYTES
 
@@ -45,7 +45,7 @@ class LinuxInitiator:
         self._runner = runner
         self._calls = calls
         self._paths = paths or HostPaths()
-        self._openers = Openers(self._paths)
+        self._users = DeviceUsers(self._paths)
 
     def probe(self, interface: str, address: Address, *, timeout_s: float) -> tuple[Answer, ...]:
         """Ask the wire for the whole of `timeout_s`."""
@@ -90,12 +90,8 @@ class LinuxInitiator:
         if not device.up:
             # The driver refuses to open a device that is down, and says closewait while somebody has it open.
             return device.closewait or self._kicked(address)
-        node, numbers = self._node(address), self._numbers(address)
-        opener = self._calls.run(
-            device.path, lambda: self._openers.find_claim(node, numbers), timeout_s=_OPEN_LIMIT_S
-        ) or self._calls.run(
-            f"users of {device.path}", lambda: self._openers.find_user(numbers), timeout_s=_USERS_LIMIT_S
-        )
+        # Claims a second time: who had it open may have mounted it while we looked who has it open.
+        opener = self._find_claim(device) or self._find_user(device) or self._find_claim(device)
         if opener is not None:
             log.info("device is open", extra={"device": str(address), "opener": opener})
         return opener is not None
@@ -157,6 +153,22 @@ class LinuxInitiator:
             target_macs=self._targets(address),
             open_count=None if up or "kickme" in state else int(closewait),
         )
+
+    def _find_claim(self, device: AoEDevice) -> str | None:
+        node, numbers = self._node(device.address), self._numbers(device.address)
+        return self._calls.run(device.path, lambda: find_claim(node, numbers, self._paths), timeout_s=_OPEN_LIMIT_S)
+
+    def _find_user(self, device: AoEDevice) -> str | None:
+        users, numbers = self._users, self._numbers(device.address)
+        try:
+            return self._calls.run(
+                f"the look for users of {device.path}", lambda: users.find(numbers), timeout_s=_USERS_LIMIT_S
+            )
+        except Unfinished:
+            # It hangs, or waits for one that does; what comes later shall not wait for it, too.
+            if self._users is users:
+                self._users = DeviceUsers(self._paths)
+            raise
 
     def _targets(self, address: Address) -> tuple[Mac, ...]:
         directory = self._paths.sys / "kernel/debug/aoe"

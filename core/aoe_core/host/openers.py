@@ -14,7 +14,6 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,27 +35,26 @@ class HostPaths:
     dev: Path = Path("/dev")
 
 
-class Openers:
+def find_claim(device: str, numbers: frozenset[str], paths: HostPaths) -> str | None:
+    """Return a word on what the kernel itself has a device for, None when it has not.
+
+    `numbers`: `major:minor` of the device and its partitions. Raises: CommandFailed when it cannot be found out.
+    """
+    return _claimed(device) or _stacked(numbers, paths)
+
+
+class DeviceUsers:
     """Who has devices of this host open. Thirty volumes may be staged at once after a boot, and a look at every process
     takes seconds of a small machine: those who ask while one is under way share the next."""
 
     def __init__(self, paths: HostPaths) -> None:
-        self._paths = paths
-        self._used = SharedLook(self._look)
+        self._used = SharedLook(lambda: {**_opened_by_processes(paths), **_looped(paths)})
 
-    def find_claim(self, device: str, numbers: frozenset[str]) -> str | None:
-        """Return a word on what the kernel itself has the device for, None when it has not. `numbers`: `major:minor` of
-        the device and its partitions. Raises: CommandFailed when it cannot be found out."""
-        return _claimed(device) or _stacked(numbers, self._paths)
-
-    def find_user(self, numbers: frozenset[str]) -> str | None:
+    def find(self, numbers: frozenset[str]) -> str | None:
         """Return a word on the loop device or process that has one of these devices open, None when nothing has.
         Raises: CommandFailed when it cannot be found out."""
         used = self._used.take()
         return next((used[number] for number in sorted(numbers) if number in used), None)
-
-    def _look(self) -> Mapping[str, str]:
-        return {**_opened_by_processes(self._paths), **_looped(self._paths)}
 
 
 def _claimed(device: str) -> str | None:

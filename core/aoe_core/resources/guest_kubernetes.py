@@ -18,7 +18,7 @@ from lightkube.types import PatchType
 from aoe_core.errors import Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources import first_use
 from aoe_core.resources.claims import Claim, PersistentVolume
-from aoe_core.resources.fields import GROUP, VERSION
+from aoe_core.resources.fields import GROUP, VERSION, parse_quantity
 from aoe_core.resources.guest_disk import AoEGuestDisk
 from aoe_core.resources.kubernetes import (
     KubernetesRegistrations,
@@ -42,6 +42,7 @@ _WHOLE = msgspec.json.Decoder(AoEGuestDisk)
 """Never used: made before there are threads, see `first_use`."""
 first_use.look_at(_DISK, _CLAIM, _VOLUME, _NODE, _CLASS, _MACHINE, _INSTANCE, _PROFILE, CustomResourceDefinition)
 _EVERY_NAMESPACE = "*"
+_RUNNING = "Running"
 _ENDED = ("Succeeded", "Failed")
 """Phases of a VirtualMachineInstance that runs no more."""
 _DEFINITION = f"aoeguestdisks.{GROUP}"
@@ -295,6 +296,15 @@ def _machine(raw: Mapping[str, Any]) -> VirtualMachine:
     )
 
 
+def _capacity_bytes(state: Mapping[str, Any]) -> int:
+    """Return the size of the claim that a volume is, 0 where KubeVirt tells none."""
+    capacity = _part(_part(state, "persistentVolumeClaimInfo"), "capacity").get("storage")
+    try:
+        return parse_quantity(str(capacity)) if capacity else 0
+    except Invalid:
+        return 0  # In a unit that no volume of ours has.
+
+
 def _instance(raw: Mapping[str, Any]) -> Instance:
     status = _part(raw, "status")
     states = {
@@ -302,12 +312,13 @@ def _instance(raw: Mapping[str, Any]) -> Instance:
             phase=one.get("phase") or "",
             message=one.get("message") or "",
             target=one.get("target") or "",
-            size_bytes=one.get("size") or 0,
+            size_bytes=_capacity_bytes(one),
         )
         for one in status.get("volumeStatus") or ()
     }
     return Instance(
         node=status.get("nodeName") or "",
+        running=status.get("phase") == _RUNNING,
         volumes=frozenset([*states, *(one["name"] for one in _part(raw, "spec").get("volumes") or ())]),
         states=states,
     )

@@ -38,6 +38,8 @@ class Instance:
 
     node: str
     """Empty until one is found."""
+    running: bool
+    """Whether its guest runs; until then KubeVirt takes nothing out of it."""
     volumes: frozenset[str]
     """The volumes it has, is to have, or has not let go of yet."""
     states: Mapping[str, VolumeState]
@@ -81,33 +83,38 @@ def volume_name(disk: AoEGuestDisk) -> str:
     return f"{readable}-{disk.metadata.uid[:8]}"
 
 
-def has_disk(machine: VirtualMachine, name: str) -> bool:
-    """Say whether a machine's template has a volume or a disk of a name."""
-    return any(one["name"] == name for one in (*machine.volumes, *machine.disks))
+def find_volume(machine: VirtualMachine, name: str) -> Mapping[str, Any] | None:
+    """Return a volume of a machine's template, None when it has none of that name."""
+    return next((one for one in machine.volumes if one["name"] == name), None)
 
 
-def volume_of_claim(machine: VirtualMachine, claim: str) -> str | None:
-    """Return the volume by which a machine has a claim, None when it has not got it."""
-    return next(
-        (
-            str(one["name"])
-            for one in machine.volumes
-            if (one.get("persistentVolumeClaim") or {}).get("claimName") == claim
-        ),
-        None,
-    )
+def is_plugged(machine: VirtualMachine, disk: AoEGuestDisk) -> bool:
+    """Say whether a machine's template has a guest's disk, whole: its volume with its claim, and a disk for it."""
+    name = volume_name(disk)
+    volume = find_volume(machine, name)
+    has_device = any(one["name"] == name for one in machine.disks)
+    return has_device and volume is not None and claim_of(volume) == disk.spec.claim
 
 
-def with_disk(machine: VirtualMachine, disk: AoEGuestDisk, serial: str) -> VirtualMachine:
+def claim_of(volume: Mapping[str, Any]) -> str | None:
+    """Return the claim that a volume is, however it is written down; None for what is none."""
+    ephemeral = (volume.get("ephemeral") or {}).get("persistentVolumeClaim") or {}
+    for source, key in (("persistentVolumeClaim", "claimName"), ("dataVolume", "name"), ("memoryDump", "claimName")):
+        if source in volume:
+            return str((volume[source] or {}).get(key))
+    return ephemeral.get("claimName")
+
+
+def with_disk(machine: VirtualMachine, disk: AoEGuestDisk, *, read_only: bool) -> VirtualMachine:
     """Return a machine that has a guest's disk besides."""
     name = volume_name(disk)
     volume = {"name": name, "persistentVolumeClaim": {"claimName": disk.spec.claim, "hotpluggable": True}}
-    device = {"bus": disk.spec.bus, **({"readonly": True} if disk.spec.read_only else {})}
+    device = {"bus": disk.spec.bus, **({"readonly": True} if read_only else {})}
     without = without_disk(machine, name)
     return replace(
         without,
         volumes=(*without.volumes, volume),
-        disks=(*without.disks, {"name": name, "serial": serial, "disk": device}),
+        disks=(*without.disks, {"name": name, "serial": disk.status.serial, "disk": device}),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from aoe_core.errors import CommandFailed
 from aoe_core.host import openers
-from aoe_core.host.openers import HostPaths, Openers
+from aoe_core.host.openers import DeviceUsers, HostPaths
 
 LOCAL = "7 1 8:1 / /data rw shared:1 - ext4 /dev/sda1 rw\n"
 REMOTE = "7 1 0:50 / /data rw shared:1 - nfs4 server:/data rw\n"
@@ -35,7 +35,7 @@ class Proc:
         (process / "mountinfo").write_text(mounts)
 
     def find(self) -> str | None:
-        return Openers(self.paths).find_user(frozenset({"152:16"}))
+        return DeviceUsers(self.paths).find(frozenset({"152:16"}))
 
 
 @pytest.fixture
@@ -88,15 +88,15 @@ def test_who_asks_while_one_look_is_under_way_shares_the_next(proc: Proc, monkey
         return {"152:16": f"look {number}"}
 
     monkeypatch.setattr(openers, "_opened_by_processes", slowly)
-    shared = Openers(proc.paths)
+    shared = DeviceUsers(proc.paths)
     with ThreadPoolExecutor(11) as threads:
-        first = threads.submit(shared.find_user, frozenset({"152:16"}))
+        first = threads.submit(shared.find, frozenset({"152:16"}))
         while not begun:
             time.sleep(0.01)
 
         def ask() -> str | None:
             asked.wait(10)
-            return shared.find_user(frozenset({"152:16", "152:17"}))
+            return shared.find(frozenset({"152:16", "152:17"}))
 
         others = [threads.submit(ask) for _ in range(10)]
         asked.wait(10)
