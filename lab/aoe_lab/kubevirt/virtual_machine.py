@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aoe_lab import progress
 from aoe_lab.errors import LabError
 from aoe_lab.guest import ANSWER_S, BOOT_S, GuestLine
 
@@ -103,7 +104,10 @@ class VirtualMachine(GuestLine):
         """Wait until it is Ready and its guest answers. Raises: LabError with what is said instead."""
         self._await_status("Running")
         # Its kernel is emulated by an emulated processor.
-        self.cluster.await_(self._silent, f"guest {self.name} to answer", ANSWERS_S)
+        with progress.step(f"waiting for guest {self.name} to answer"):
+            said = self._at_console("answers-at", f"{ANSWERS_S:g}", timeout_s=ANSWERS_S + 60)
+        if said is not True:
+            raise LabError(f"guest {self.name} does not answer within {ANSWERS_S:g} s")
 
     def stop(self) -> None:
         """Have it halted, and wait until it is."""
@@ -159,15 +163,18 @@ class VirtualMachine(GuestLine):
 
     def ask(self, *words: str) -> list[str]:
         """Have the guest do something; return the lines of its answer."""
+        answer: list[str] = self._at_console("ask-at", *words, timeout_s=ANSWER_S + 60)
+        return answer
+
+    def _at_console(self, act: str, *words: str, timeout_s: float) -> Any:
         uid = self._said("vmi", "{.metadata.uid}")
         node = self.node()
         directory = "/var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/private"
         found = node.run(f"ls -t {directory}/{uid}/virt-serial0", check=False).stdout.split()
         if not found:
             raise LabError(f"guest {self.name} has no console on {node.name}")
-        command = ["aoe-python", "-m", "aoe_lab.guest", "ask-at", found[0], *words]
-        answer: list[str] = json.loads(node.run(command, timeout_s=ANSWER_S + 60).stdout)
-        return answer
+        command = ["aoe-python", "-m", "aoe_lab.guest", act, found[0], *words]
+        return json.loads(node.run(command, timeout_s=timeout_s).stdout)
 
     def _await_status(self, wanted: str) -> None:
         def missing() -> str | None:
@@ -175,12 +182,6 @@ class VirtualMachine(GuestLine):
             return None if said == wanted else f"it says {said!r}"
 
         self.cluster.await_(missing, f"{self.name} {wanted}", READY_S)
-
-    def _silent(self) -> str | None:
-        try:
-            return None if self.ask("ping") == ["pong"] else "it says nothing"
-        except LabError as error:
-            return str(error)
 
     def _template(self) -> dict[str, Any]:
         found = json.loads(self._kubectl("get", "vm", self.name, "--output=json").stdout)
