@@ -1,4 +1,8 @@
-"""A real KubeVirt on a cluster of the lab; every test below this folder is marked `lab` and `long`."""
+"""A real KubeVirt on a cluster of the lab; every test below this folder is marked `lab` and `long`.
+
+One machine runs for all tests that can share it: emulated twice, it takes minutes to boot. KubeVirt brings a machine
+the claims of its own namespace alone, so that this is the tests', too; each gives back what it made there.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.kubevirt.machines import fill, shape
 from tests.pods.claims import Claims
 
 from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
 from aoe_lab.kubevirt import installation
+from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+NAMESPACE = "machines"
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +41,48 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
-@pytest.fixture
-def claims(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Claims]:
-    """A namespace of the test's own; when the test has ended, it and all its volumes are gone, on the hosts too."""
-    with Claims.of_test(cluster, request.node.name) as made:
+@pytest.fixture(scope="session")
+def home(cluster: Cluster) -> Iterator[Claims]:
+    """The machine's namespace; in the end it and all its volumes are gone, on the hosts too."""
+    with Claims.of_test(cluster, NAMESPACE) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def running(cluster: Cluster, home: Claims) -> Iterator[VirtualMachine]:
+    """The machine that serves every test: it runs from a block claim that two nodes may have, so that it can move."""
+    home.claim(ROOT, size="64Mi", block=True, mode="ReadWriteMany")
+    fill(home, ROOT)
+    made = VirtualMachine.create(cluster, home.name, "vm", {ROOT: ROOT})
+    made.await_running()
+    yield made
+    made.delete()
+
+
+@pytest.fixture
+def claims(cluster: Cluster, home: Claims) -> Iterator[Claims]:
+    """The namespace; what a test made in it is gone when it has ended, on the hosts too."""
+    before = shape(cluster)
+    yield home
+    home.kubectl("delete", "aoeguestdisks", "--all", f"--timeout={READY_S:g}s", timeout_s=READY_S + 30)
+    others = [
+        name for name in home.kubectl("get", "pvc", "--output=name").stdout.split() if not name.endswith(f"/{ROOT}")
+    ]
+    if others:
+        home.kubectl("delete", *others, f"--timeout={READY_S:g}s", timeout_s=READY_S + 30)
+
+    def more() -> str | None:
+        return "\n".join((shape(cluster) - before).elements()) or None
+
+    home.await_("what was made to be gone", more, READY_S)
+
+
+@pytest.fixture
+def machine(running: VirtualMachine, claims: Claims) -> Iterator[VirtualMachine]:
+    """The machine, with no disk but its own, before and after."""
+    yield running
+    for disk in running.own_disks():
+        if disk != ROOT:
+            running.unplug(disk)
+            running.await_phase(disk, None)
+    del claims  # Deleted after it has let go.

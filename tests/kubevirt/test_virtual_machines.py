@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.guests.guest_disks import GuestDisks
-from tests.pods.claims import DEVICE, DIRECTORY, LEFT_OVER, Claims, sleeping
+from tests.kubevirt.machines import await_no_plug_pods, fill, hot_claim, left_behind, on_machines
 
 from aoe_core import model
 from aoe_core.model import VolumeId
 from aoe_lab.guest import devices_on
-from aoe_lab.kubevirt.boot_disk import FILE
 from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
-from aoe_lab.tools_disk import MOUNTED_AT
 from aoe_lab.topology import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.pods.claims import Claims
 
     from aoe_lab.evidence import Evidence
     from aoe_lab.kubernetes.cluster import Cluster
@@ -26,92 +24,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.long
 
 ROUNDS = 10
-QEMU = 107
-
-
-def fill(claims: Claims, claim: str, *, block: bool = True) -> None:
-    """Put the guests' system on a claim: as the disk itself, or as the file that KubeVirt takes for one."""
-    target = DEVICE if block else f"{DIRECTORY}/disk.img"
-    used = (
-        {"volumeDevices": [{"name": "data", "devicePath": DEVICE}]}
-        if block
-        else {"volumeMounts": [{"name": "data", "mountPath": DIRECTORY}]}
-    )
-    used["volumeMounts"] = [*used.get("volumeMounts", []), {"name": "tools", "mountPath": "/tools"}]
-    spec = sleeping(used)
-    volumes = [
-        {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
-        {"name": "tools", "hostPath": {"path": f"{MOUNTED_AT}/bin"}},
-    ]
-    claims.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "fill"},
-            "spec": {**spec, "volumes": volumes, "securityContext": {} if block else {"fsGroup": QEMU}},
-        }
-    )
-    claims.await_running("fill", timeout_s=READY_S)
-    owned = "" if block else f" && chown {QEMU}:{QEMU} {target}"
-    claims.run("fill", f"dd if=/tools/{FILE} of={target} bs=1M conv=fsync 2>/dev/null{owned}", timeout_s=600)
-    claims.delete_pod("fill")
-
-
-def hot_claim(claims: Claims, name: str, *, mode: str = "ReadWriteOnce") -> str:
-    """Make a claim of 128 MiB for a disk that comes and goes, bound at once; return its volume's serial."""
-    claims.claim(name, size="128Mi", block=True, storage_class="at-once", mode=mode)
-
-    def unbound() -> str | None:
-        phase = claims.get("pvc", name).get("status", {}).get("phase")
-        return None if phase == "Bound" else str(phase)
-
-    claims.await_(f"claim {name} to be bound", unbound)
-    return model.serial_of(VolumeId(claims.volume_of(name)))
-
-
-def on_machines(cluster: Cluster) -> dict[str, set[str]]:
-    """Return machine → its exports, exporters, stage records, devices, kubelet's mounts and pins, a line each."""
-    return {machine.name: set(machine.run(LEFT_OVER).stdout.splitlines()) for machine in cluster.lab.machines}
-
-
-def changed(cluster: Cluster, before: dict[str, set[str]]) -> str | None:
-    """Return the lines that are on the machines now and were not before, or the other way round."""
-    now = on_machines(cluster)
-    return "\n".join(f"{name}: {line}" for name in now for line in now[name] ^ before[name]) or None
-
-
-def has_plug_pods(claims: Claims) -> list[str]:
-    """Return the pods by which KubeVirt brings a volume to the node of a running machine."""
-    names = claims.kubectl("get", "pods", "--output=name").stdout.split()
-    return [name for name in names if name.startswith("pod/hp-volume-")]
-
-
-def await_no_plug_pods(claims: Claims) -> None:
-    claims.await_("the plug pods to be gone", lambda: " ".join(has_plug_pods(claims)) or None, READY_S)
-
-
-@pytest.fixture
-def machine(cluster: Cluster, claims: Claims) -> Iterator[VirtualMachine]:
-    """A guest that runs from a block claim."""
-    claims.claim(ROOT, size="64Mi", block=True)
-    fill(claims, ROOT)
-    made = VirtualMachine.create(cluster, claims.name, "vm", {ROOT: ROOT})
-    made.await_running()
-    yield made
-    made.delete()
 
 
 def test_a_guest_runs_from_a_block_claim(machine: VirtualMachine, evidence: Evidence) -> None:
     assert "<domain type='qemu'" in machine.domain_xml()
     (root,) = machine.disks()
     assert (root.size_bytes, root.serial) == (64 * MIB, ROOT)
-    evidence("a VirtualMachine runs from a block claim; its guest sees 64 MiB")
+    evidence("a VirtualMachine runs from a block claim; its guest sees 64 MiB, and the serial it was given")
 
 
 def test_a_guest_runs_from_a_claim_with_a_file_system(cluster: Cluster, claims: Claims, evidence: Evidence) -> None:
     claims.claim("files", size="256Mi")
     fill(claims, "files", block=False)
-    made = VirtualMachine.create(cluster, claims.name, "vm", {ROOT: "files"})
+    made = VirtualMachine.create(cluster, claims.name, "vm-files", {ROOT: "files"})
     try:
         made.await_running()
         assert [one.serial for one in made.disks()] == [ROOT]
@@ -139,7 +64,7 @@ def test_a_disk_comes_to_a_running_guest_and_goes(
         assert [one.serial for one in machine.disks()] == [ROOT]
 
     claims.await_("the grant to be given back", lambda: claims.holders("hot") or None, READY_S)
-    claims.await_("the machines to be as before", partial(changed, cluster, before), READY_S)
+    claims.await_("the machines to be as before", partial(left_behind, cluster, before), READY_S)
     evidence(
         f"{ROUNDS} rounds of plug and unplug, each read back what the one before had written; exports, stage records,"
         " devices, mounts and pins as before, and no grant is left"
@@ -197,7 +122,7 @@ def test_a_claim_for_one_pod_alone_is_in_the_way_of_the_next_disk(
 def test_a_machine_starts_with_what_was_plugged_and_sees_it_grow(
     machine: VirtualMachine, claims: Claims, evidence: Evidence
 ) -> None:
-    claims.claim("hot", size="128Mi", block=True)
+    hot_claim(claims, "hot")
     machine.plug("hot", "hot", "hot")
     machine.await_phase("hot", "Ready")
     machine.stop()
@@ -241,37 +166,35 @@ def test_an_aoeguestdisk_brings_a_claim_and_takes_it_away(
     assert machine.holds(disk.name, "late", 3)
     disks.detach("late", timeout_s=READY_S)
     assert [one.serial for one in machine.disks()] == [ROOT]
-    assert not machine.has_volume("late")
+    assert machine.own_disks() == (ROOT,)
     await_no_plug_pods(claims)
-    claims.await_("the machines to be as before", partial(changed, cluster, before), READY_S)
+    claims.await_("the machines to be as before", partial(left_behind, cluster, before), READY_S)
     evidence(
         "an AoEGuestDisk brought an unbound claim to a running machine, which wrote it and saw it grow from 128 to 192"
         " MiB; the claim, deleted meanwhile, stayed until the guest had let go; nothing is left"
     )
 
 
-def test_a_machine_moves_to_another_node_while_it_writes(cluster: Cluster, claims: Claims, evidence: Evidence) -> None:
-    for name in (ROOT, "data"):
-        claims.claim(name, size="64Mi", block=True, mode="ReadWriteMany")
-    fill(claims, ROOT)
-    made = VirtualMachine.create(cluster, claims.name, "vm", {ROOT: ROOT, "data": "data"})
-    try:
-        made.await_running()
-        source, disk = made.node(), made.await_disk("data")
-        made.start_writer(disk.name, "moved")
-        made.await_acknowledged(5)
-        before = made.acknowledged()
-        made.migrate()
-        target = made.node()
-        assert target.name != source.name
-        arrived = made.acknowledged()
-        made.await_acknowledged(arrived + 5)
-        last = made.stop_writer()
-        assert made.wrong(disk.name, "moved", last) == 0
-        claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
-        assert {claims.holders(name) for name in (ROOT, "data")} == {2 * target.name}
-    finally:
-        made.delete()
+def test_a_machine_moves_to_another_node_while_it_writes(
+    machine: VirtualMachine, claims: Claims, evidence: Evidence
+) -> None:
+    """With the disk it runs from, and one that was plugged."""
+    serial = hot_claim(claims, "data", mode="ReadWriteMany")
+    machine.plug("data", "data", serial)
+    machine.await_phase("data", "Ready")
+    source, disk = machine.node(), machine.await_disk(serial)
+    machine.start_writer(disk.name, "moved")
+    machine.await_acknowledged(5)
+    before = machine.acknowledged()
+    machine.migrate()
+    target = machine.node()
+    assert target.name != source.name
+    arrived = machine.acknowledged()
+    machine.await_acknowledged(arrived + 5)
+    last = machine.stop_writer()
+    assert machine.wrong(disk.name, "moved", last) == 0
+    claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
+    assert {claims.holders(name) for name in (ROOT, "data")} == {2 * target.name}
     evidence(
         f"a running machine moved from {source.name} to {target.name} while it wrote: block {before} before the move,"
         f" {arrived} at its end, {last + 1} in all, none lost; the source has no device left"

@@ -85,9 +85,9 @@ class VirtualMachine(GuestLine):
         spec["volumes"] = [one for one in spec["volumes"] if one["name"] != disk]
         self._put_template(spec)
 
-    def has_volume(self, prefix: str) -> bool:
-        """Say whether its spec has a volume whose name begins so."""
-        return any(one["name"].startswith(prefix) for one in self._template()["volumes"])
+    def own_disks(self) -> tuple[str, ...]:
+        """Return the names of the volumes that its spec has."""
+        return tuple(one["name"] for one in self._template()["volumes"])
 
     def await_phase(self, disk: str, phase: str | None) -> None:
         """Wait until a disk's volume is in a phase (Ready), or is known no more (None). Raises: LabError."""
