@@ -25,7 +25,7 @@ PROMPT 0
 LABEL guest
   KERNEL kernel
   INITRD initrd
-  APPEND quiet loglevel=0 mitigations=off no5lvl guest.line=ttyS0
+  APPEND quiet loglevel=0 mitigations=off guest.line=ttyS0
 """
 
 

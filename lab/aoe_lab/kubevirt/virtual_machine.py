@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aoe_lab import progress
 from aoe_lab.errors import LabError
 from aoe_lab.guest import ANSWER_S, BOOT_S, GuestLine
+from aoe_lab.qemu import SLOW_EMULATED
 
 if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
@@ -25,6 +26,8 @@ MOVED_S = 1200.0
 ANSWERS_S = 3 * BOOT_S
 """Three machines share two processors here, and KubeVirt has its own pods."""
 MEMORY = "192Mi"
+SLOW = (*SLOW_EMULATED, "la57")
+"""What an emulated emulator takes longest for; the last one is a fifth level of page tables."""
 ROOT = "root"
 
 
@@ -52,7 +55,7 @@ class VirtualMachine(GuestLine):
                     "spec": {
                         "terminationGracePeriodSeconds": 5,
                         "domain": {
-                            "cpu": {"cores": 1},
+                            "cpu": {"cores": 1, "features": [{"name": one, "policy": "disable"} for one in SLOW]},
                             "memory": {"guest": MEMORY},
                             "devices": {
                                 "autoattachPodInterface": False,
