@@ -64,7 +64,6 @@ def claims(cluster: Cluster, home: Claims) -> Iterator[Claims]:
     """The namespace; what a test made in it is gone when it has ended, on the hosts too."""
     before = shape(cluster)
     yield home
-    home.kubectl("delete", "aoeguestdisks", "--all", f"--timeout={READY_S:g}s", timeout_s=READY_S + 30)
     others = [
         name for name in home.kubectl("get", "pvc", "--output=name").stdout.split() if not name.endswith(f"/{ROOT}")
     ]
@@ -81,8 +80,9 @@ def claims(cluster: Cluster, home: Claims) -> Iterator[Claims]:
 def machine(running: VirtualMachine, claims: Claims) -> Iterator[VirtualMachine]:
     """The machine, with no disk but its own, before and after."""
     yield running
+    # First: what one of these wants is put in again.
+    claims.kubectl("delete", "aoeguestdisks", "--all", f"--timeout={READY_S:g}s", timeout_s=READY_S + 30)
     for disk in running.own_disks():
         if disk != ROOT:
             running.unplug(disk)
             running.await_phase(disk, None)
-    del claims  # Deleted after it has let go.
