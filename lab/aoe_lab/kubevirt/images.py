@@ -130,8 +130,8 @@ def _make_tree(tree: Path, programs: dict[str, Path], sources: Path) -> None:
     # The launcher is the user qemu, and reads them.
     for path in (tree / "etc" / "libvirt", *(tree / "etc" / "libvirt").rglob("*")):
         path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
-    # Relative, as elsewhere: virt-handler goes through the launcher's by /proc/PID/root, where Debian's leads it back to
-    # its own, and a machine that is to move finds no socket there.
+    # Relative, as elsewhere: virt-handler goes through the launcher's by /proc/PID/root, where Debian's leads it back
+    # to its own, and a machine that is to move finds no socket there.
     (tree / "var" / "run").unlink()
     (tree / "var" / "run").symlink_to("../run")
     _add_user(tree, "qemu", _QEMU)
