@@ -313,7 +313,8 @@ def test_a_claim_becomes_a_disk_of_a_machine_of_kubevirt_s(roles: Roles) -> None
     roles.plane.apply(instance(NAMESPACE, {"name": volume["name"], "phase": "Ready", "target": "vdb"}))
     assert "disk vdb of virtual machine vm1 on node node1" in roles.await_said("Attached", "True")
     roles.delete()
-    assert "has not let go of it yet" in roles.await_said("Released", "False")
+    assert "was asked to let go of it" in roles.await_said("Released", "False")
+    roles.await_("a later look", lambda disk: "has not let go of it yet" in str(disk))
     assert len(roles.claim_finalizers()) == 1
     roles.plane.apply(instance(NAMESPACE))
     roles.await_gone()
