@@ -20,8 +20,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, NotFound, Unfinished, Unreachable, Unsupported
-from aoe_core.locks import Locks
+from aoe_core.errors import AoECsiError, NotFound, Unfinished, Unreachable, Unsupported
 from aoe_core.model import AccessMode, Attachment, NodeIdentity, NodeName, VolumeId
 from aoe_core.resources.claims import ClaimStore
 from aoe_core.resources.fields import GROUP, parse_quantity
@@ -31,12 +30,10 @@ from aoe_core.resources.guest_disk import (
     AoEGuestDisk,
     GuestDiskStore,
     HostStatus,
-    find_same,
     granted_of,
     holder_of,
     host_finalizer,
     is_going,
-    is_host_finalizer,
     key_of,
     libvirt_guest,
     on_host,
@@ -45,8 +42,9 @@ from aoe_core.resources.guest_disk import (
     without_host,
 )
 from aoe_operator.background import attempt
-from aoe_operator.guest_claims import Admitted, GuestClaims
-from aoe_operator.guest_status import SOON_S, Teller, again_s, is_passing
+from aoe_operator.guest_claims import Admitted
+from aoe_operator.guest_disk_role import GuestDiskRole
+from aoe_operator.guest_status import again_s, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +76,8 @@ class Hosts(Protocol):
         nobody there will let go of anything."""
 
 
-class GuestGrants:
-    """Admits guests' disks and has their hosts granted. Two of it may run: each writes only over what it has read, and
-    takes back what it did for a disk that was gone by then."""
+class GuestGrants(GuestDiskRole):
+    """Admits disks of libvirt's guests and has their hosts granted."""
 
     def __init__(
         self,
@@ -93,23 +90,9 @@ class GuestGrants:
         now_s: Callable[[], int] = lambda: int(time.time()),
     ) -> None:
         """`rules`: reads the administrator's list as it is now."""
-        self._disks = disks
-        self._claims = GuestClaims(disks, claim_store)
+        super().__init__(disks, claim_store, rules=rules, now_s=now_s)
         self._hosts = hosts
         self._grants = grants
-        self._rules = rules
-        self._teller = Teller(disks, now_s)
-        self._locks = Locks()
-
-    def reconcile(self, namespace: str, name: str) -> float | None:
-        """Bring one disk's grant to what is wanted. Returns: when to look again, None when there is nothing to do.
-        Raises: Busy, NotFound, Unreachable."""
-        # Before anything is read: who waited with what he had read would act on the past.
-        with self._locks.hold(f"guest disk {namespace}/{name}"):
-            disk = self._disks.find(namespace, name)
-            if disk is None:
-                return None
-            return self._end(disk) if is_going(disk) else self._grant(disk)
 
     def find_grown(self) -> tuple[tuple[str, str], ...]:
         """Return the disks, by namespace and name, whose volume has grown since their host was told of its size.
@@ -138,9 +121,7 @@ class GuestGrants:
 
     # --- from a claim to a grant --------------------------------------------------------------------------------
 
-    def _grant(self, disk: AoEGuestDisk) -> float | None:
-        if GRANT_FINALIZER not in disk.metadata.finalizers:
-            disk = self._disks.put_finalizers(disk, (*disk.metadata.finalizers, GRANT_FINALIZER))
+    def _give(self, disk: AoEGuestDisk) -> float | None:
         type_, guest = "Granted", libvirt_guest(disk)
         try:
             node_ids = self._hosts.node_ids()
@@ -163,21 +144,10 @@ class GuestGrants:
                 self._require_access(disk, guest.migrate_to)
                 self._publish(disk, guest.migrate_to, admitted, node_ids)
         except AoECsiError as error:
-            if self._has_ended(disk):
-                # Another copy of this role came to the end, and did not take back what came after that.
-                if not self._disks.is_definition_going():
-                    self._take_back(disk)
-                return None
-            if isinstance(error, Busy):
-                return SOON_S
-            return self._refused(disk, type_, error)
+            return self._failed(disk, error, partial(self._refused, type_))
         return None
 
-    def _has_ended(self, disk: AoEGuestDisk) -> bool:
-        now = find_same(self._disks, disk)
-        return now is None or GRANT_FINALIZER not in now.metadata.finalizers
-
-    def _refused(self, disk: AoEGuestDisk, type_: str, error: AoECsiError) -> float:
+    def _refused(self, type_: str, disk: AoEGuestDisk, error: AoECsiError) -> float:
         """Say so, and leave nothing of the try: neither a ticket nor a claim that is held."""
         disk = self._teller.refuses(disk, type_, error)
         if not is_passing(error):
@@ -245,25 +215,10 @@ class GuestGrants:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def _end(self, disk: AoEGuestDisk) -> float | None:
-        if GRANT_FINALIZER not in disk.metadata.finalizers:
-            return None
-        try:
-            if self._disks.is_definition_going():
-                # Nobody has asked for its end: finalizers go, ticket and claim stay.
-                log.warning("its definition is going; its guest keeps the disk", extra={"guest_disk": key_of(disk)})
-            else:
-                for host in _hosts_of(disk):
-                    self._require_let_go(disk, host)
-                self._take_back(disk)
-        except Busy:
-            return SOON_S
-        except AoECsiError as error:
-            self._teller.refuses(disk, "Released", error)
-            return SOON_S
-        kept = (one for one in disk.metadata.finalizers if one != GRANT_FINALIZER and not is_host_finalizer(one))
-        self._disks.put_finalizers(disk, tuple(kept))
-        return None
+    def _release(self, disk: AoEGuestDisk) -> None:
+        for host in _hosts_of(disk):
+            self._require_let_go(disk, host)
+        self._take_back(disk)
 
     def _require_let_go(self, disk: AoEGuestDisk, host: str) -> None:
         """Check that a host has let go, or that a person has given it up. Raises: Unfinished."""

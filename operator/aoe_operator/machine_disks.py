@@ -18,17 +18,14 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unsupported
-from aoe_core.locks import Locks
 from aoe_core.model import VolumeId, VolumeStatus
 from aoe_core.resources.claims import ClaimStore
 from aoe_core.resources.fields import quantity
 from aoe_core.resources.guest_access import AccessRules, require_machine_access
 from aoe_core.resources.guest_disk import (
-    GRANT_FINALIZER,
     AoEGuestDisk,
     GuestDiskStore,
     HostStatus,
-    find_same,
     is_going,
     key_of,
 )
@@ -46,12 +43,12 @@ from aoe_core.resources.virtual_machine import (
     without_disk,
 )
 from aoe_operator.background import attempt
-from aoe_operator.guest_claims import Admitted, GuestClaims
-from aoe_operator.guest_status import SOON_S, Teller, again_s, is_passing
+from aoe_operator.guest_claims import Admitted
+from aoe_operator.guest_disk_role import GuestDiskRole
+from aoe_operator.guest_status import again_s, is_passing
 
 log = logging.getLogger(__name__)
 
-_TRIES = 8
 _PLUGGING_S = 3.0
 """KubeVirt tells nobody of what it is about; a pod has to come up for it."""
 
@@ -84,9 +81,8 @@ class Holders(Protocol):
         """Return a volume with its grants. Raises: NotFound, Unreachable."""
 
 
-class MachineDisks:
-    """Plugs guests' disks into KubeVirt's machines. Two of it may run: each writes only over what it has read, and
-    takes back what it did for a disk that was gone by then."""
+class MachineDisks(GuestDiskRole):
+    """Plugs guests' disks into KubeVirt's machines."""
 
     def __init__(
         self,
@@ -99,23 +95,9 @@ class MachineDisks:
         now_s: Callable[[], int] = lambda: int(time.time()),
     ) -> None:
         """`rules`: reads the administrator's list as it is now."""
-        self._disks = disks
-        self._claims = GuestClaims(disks, claim_store)
+        super().__init__(disks, claim_store, rules=rules, now_s=now_s, end_again_s=_PLUGGING_S)
         self._machines = machines
         self._holders = holders
-        self._rules = rules
-        self._teller = Teller(disks, now_s)
-        self._locks = Locks()
-
-    def reconcile(self, namespace: str, name: str) -> float | None:
-        """Bring one disk to what is wanted. Returns: when to look again, None when there is nothing to do.
-        Raises: Busy, NotFound, Unreachable."""
-        # Before anything is read: who waited with what he had read would act on the past.
-        with self._locks.hold(f"guest disk {namespace}/{name}"):
-            disk = self._disks.find(namespace, name)
-            if disk is None:
-                return None
-            return self._end(disk) if is_going(disk) else self._plug(disk)
 
     def follow(self) -> None:
         """See what has become of every disk: nobody is called when a machine starts, stops, or loses one. Raises:
@@ -127,13 +109,11 @@ class MachineDisks:
 
     # --- into the machine ---------------------------------------------------------------------------------------
 
-    def _plug(self, disk: AoEGuestDisk) -> float | None:
-        if GRANT_FINALIZER not in disk.metadata.finalizers:
-            disk = self._disks.put_finalizers(disk, (*disk.metadata.finalizers, GRANT_FINALIZER))
+    def _give(self, disk: AoEGuestDisk) -> float | None:
         namespace, name = disk.metadata.namespace, _machine_name(disk)
         has_it = True  # As far as is known: else something of it might be let go.
         try:
-            machine, instance = self._machines.find_machine(namespace, name), self._find_instance(disk)
+            machine, instance = self._find_machine(disk), self._find_instance(disk)
             # Whatever the spec says by now, a guest may have it until its instance has let go.
             plugged = machine is not None and is_plugged(machine, disk)
             has_it = plugged or _is_in(instance, disk)
@@ -156,18 +136,17 @@ class MachineDisks:
                 raise Busy(f"AoEGuestDisk {key_of(disk)} has ended meanwhile")
             self._told(disk, instance)
         except AoECsiError as error:
-            if self._has_ended(disk):
-                # Another copy of this role came to the end, and did not see what came after that.
-                if not self._disks.is_definition_going():
-                    self._take_back(disk)
-                return None
-            if isinstance(error, Busy):
-                return SOON_S
-            disk = self._teller.refuses(disk, "Attached", error)
-            if not has_it and not is_passing(error):
-                self._claims.let_go(disk)
-            return _PLUGGING_S if is_passing(error) else again_s(error)
+            return self._failed(disk, error, partial(self._refused, has_it=has_it))
         return None
+
+    def _refused(self, disk: AoEGuestDisk, error: AoECsiError, *, has_it: bool) -> float:
+        """Say so, and hold no claim for a guest that has not got the disk."""
+        disk = self._teller.refuses(disk, "Attached", error)
+        if is_passing(error):
+            return _PLUGGING_S
+        if not has_it:
+            self._claims.let_go(disk)
+        return again_s(error)
 
     def _require_free(self, admitted: Admitted, machine: VirtualMachine) -> None:
         """Check that neither the machine nor anybody else has the volume, unless all of them read: KubeVirt would give
@@ -184,22 +163,6 @@ class MachineDisks:
                 f"volume {admitted.volume_id} is in use on {', '.join(sorted({str(one.node) for one in grants}))}; end "
                 "the pods, or the guest, that use it there"
             )
-
-    def _has_ended(self, disk: AoEGuestDisk) -> bool:
-        now = find_same(self._disks, disk)
-        return now is None or GRANT_FINALIZER not in now.metadata.finalizers
-
-    def _take_back(self, disk: AoEGuestDisk) -> None:
-        """Leave nothing of a disk that is gone. KubeVirt writes to its machines, too. Raises: Busy when it does so all
-        the time; Unreachable."""
-        for _ in range(_TRIES):
-            try:
-                self._take_out(disk)
-                self._claims.let_go(disk)
-            except (Busy, NotFound):
-                continue
-            return
-        raise Busy(f"what was made for AoEGuestDisk {key_of(disk)} cannot be taken back; looking again")
 
     def _told(self, disk: AoEGuestDisk, instance: Instance | None) -> None:
         """Say what has become of a disk that is in its machine's spec. Raises: Unfinished until the guest has it."""
@@ -227,33 +190,24 @@ class MachineDisks:
 
     # --- out of it ----------------------------------------------------------------------------------------------
 
-    def _end(self, disk: AoEGuestDisk) -> float | None:
-        if GRANT_FINALIZER not in disk.metadata.finalizers:
-            return None
-        try:
-            if self._disks.is_definition_going():
-                # Nobody has asked for its end: the machine keeps the disk, and the claim is held.
-                log.warning("its definition is going; its machine keeps the disk", extra={"guest_disk": key_of(disk)})
-            elif disk.status.volume:
-                self._unplug(disk)
-                self._claims.let_go(disk)
-        except Busy:
-            return SOON_S
-        except AoECsiError as error:
-            self._teller.refuses(disk, "Released", error)
-            return _PLUGGING_S
-        kept = (one for one in disk.metadata.finalizers if one != GRANT_FINALIZER)
-        self._disks.put_finalizers(disk, tuple(kept))
-        return None
+    def _release(self, disk: AoEGuestDisk) -> None:
+        if disk.status.volume:
+            self._unplug(disk)
+            self._claims.let_go(disk)
+
+    def _take_back(self, disk: AoEGuestDisk) -> None:
+        machine = self._find_machine(disk)
+        if machine is not None and _other_claim(machine, disk) is None:
+            self._take_out(machine, disk)
+        self._claims.let_go(disk)
 
     def _unplug(self, disk: AoEGuestDisk) -> None:
         """Take the disk out of its machine's spec, and see whether the guest has let go. Raises: Unfinished until that
         was seen by a look that found nothing in the spec any more; Busy, Unreachable."""
-        name = _machine_name(disk)
-        machine = self._machines.find_machine(disk.metadata.namespace, name)
+        name, machine = _machine_name(disk), self._find_machine(disk)
         if machine is not None and _other_claim(machine, disk) is not None:
             return  # Its own volume's name is somebody else's by now, and stays.
-        if self._take_out(disk):
+        if machine is not None and self._take_out(machine, disk):
             raise Unfinished(f"virtual machine {name} was asked to let go of it")
         instance = self._find_instance(disk)
         if instance is None or not _is_in(instance, disk):
@@ -269,11 +223,8 @@ class MachineDisks:
             f"virtual machine {name} has not let go of it yet{how_far}; unmount it in the guest, or stop the machine"
         )
 
-    def _take_out(self, disk: AoEGuestDisk) -> bool:
+    def _take_out(self, machine: VirtualMachine, disk: AoEGuestDisk) -> bool:
         """Take the disk out of its machine's spec; say whether anything of it was there."""
-        machine = self._machines.find_machine(disk.metadata.namespace, _machine_name(disk))
-        if machine is None or _other_claim(machine, disk) is not None:
-            return False
         without = without_disk(machine, volume_name(disk))
         if without == machine:
             return False
@@ -282,6 +233,9 @@ class MachineDisks:
         return True
 
     # --- parts --------------------------------------------------------------------------------------------------
+
+    def _find_machine(self, disk: AoEGuestDisk) -> VirtualMachine | None:
+        return self._machines.find_machine(disk.metadata.namespace, _machine_name(disk))
 
     def _find_instance(self, disk: AoEGuestDisk) -> Instance | None:
         return self._machines.find_instance(disk.metadata.namespace, _machine_name(disk))
