@@ -90,8 +90,13 @@ class LinuxInitiator:
         if not device.up:
             # The driver refuses to open a device that is down, and says closewait while somebody has it open.
             return device.closewait or self._kicked(address)
+        node, numbers = self._node(address), self._numbers(address)
+
+        def claim() -> str | None:
+            return self._calls.run(device.path, lambda: find_claim(node, numbers, self._paths), timeout_s=_OPEN_LIMIT_S)
+
         # Claims a second time: who had it open may have mounted it while we looked who has it open.
-        opener = self._find_claim(device) or self._find_user(device) or self._find_claim(device)
+        opener = claim() or self._find_user(device, numbers) or claim()
         if opener is not None:
             log.info("device is open", extra={"device": str(address), "opener": opener})
         return opener is not None
@@ -154,12 +159,8 @@ class LinuxInitiator:
             open_count=None if up or "kickme" in state else int(closewait),
         )
 
-    def _find_claim(self, device: AoEDevice) -> str | None:
-        node, numbers = self._node(device.address), self._numbers(device.address)
-        return self._calls.run(device.path, lambda: find_claim(node, numbers, self._paths), timeout_s=_OPEN_LIMIT_S)
-
-    def _find_user(self, device: AoEDevice) -> str | None:
-        users, numbers = self._users, self._numbers(device.address)
+    def _find_user(self, device: AoEDevice, numbers: frozenset[str]) -> str | None:
+        users = self._users
         try:
             return self._calls.run(
                 f"the look for users of {device.path}", lambda: users.find(numbers), timeout_s=_USERS_LIMIT_S

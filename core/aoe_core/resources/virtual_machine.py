@@ -98,11 +98,11 @@ def is_plugged(machine: VirtualMachine, disk: AoEGuestDisk) -> bool:
 
 def claim_of(volume: Mapping[str, Any]) -> str | None:
     """Return the claim that a volume is, however it is written down; None for what is none."""
-    ephemeral = (volume.get("ephemeral") or {}).get("persistentVolumeClaim") or {}
+    sources = {**volume, **(volume.get("ephemeral") or {})}
     for source, key in (("persistentVolumeClaim", "claimName"), ("dataVolume", "name"), ("memoryDump", "claimName")):
-        if source in volume:
-            return str((volume[source] or {}).get(key))
-    return ephemeral.get("claimName")
+        if source in sources:
+            return str((sources[source] or {}).get(key))
+    return None
 
 
 def with_disk(machine: VirtualMachine, disk: AoEGuestDisk, *, read_only: bool) -> VirtualMachine:
