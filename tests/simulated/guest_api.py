@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -69,6 +70,11 @@ class GuestApi:
         self.volumes[pv.name] = pv
         self.claims[namespace, name] = claim
         return claim
+
+    def change_volume(self, claim: str, **changed: Any) -> None:
+        """Change what a claim's PersistentVolume says."""
+        name = self.claims[NAMESPACE, claim].volume_name
+        self.volumes[name] = replace(self.volumes[name], **changed)
 
     def add_disk(
         self, name: str, claim: str, host: str, domain: str = "g1", *, namespace: str = NAMESPACE, **spec: bool | str

@@ -313,6 +313,15 @@ class GuestDiskCluster(GuestCluster):
         if (NAMESPACE, name) in self.api.disks:
             raise Unfinished(f"{name}: {self.trouble(name)}")
 
+    def check_refused(self, name: str, words: str, untouched: Callable[[], None]) -> None:
+        """Prove that a disk is refused in words and nothing is left of the try, and that it can be deleted."""
+        self.reconcile()
+        assert self.says(name, "Attached") != "True"
+        assert words in self.trouble(name)
+        untouched()
+        self.detach_by_resource(name)
+        untouched()
+
     def trouble(self, name: str) -> str:
         """Return what a person would read in the conditions."""
         said = self.disk(name).status.conditions

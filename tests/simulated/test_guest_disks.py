@@ -130,12 +130,7 @@ def untouched(cluster: GuestDiskCluster) -> None:
 def refused(cluster: GuestDiskCluster, words: str, *, claim: str = CLAIM, host: str = NODE, domain: str = "g1") -> None:
     """Prove that a disk is refused in words and nothing is left of the try, and that it can be deleted."""
     cluster.api.add_disk(DISK, claim, host, domain)
-    cluster.reconcile()
-    assert cluster.says(DISK, "Attached") != "True"
-    assert words in cluster.trouble(DISK)
-    untouched(cluster)
-    cluster.detach_by_resource(DISK)
-    untouched(cluster)
+    cluster.check_refused(DISK, words, partial(untouched, cluster))
 
 
 def test_its_status_tells_where_it_is(attached: GuestDiskCluster) -> None:
@@ -204,8 +199,7 @@ def test_a_volume_that_can_only_be_read_is_only_read(cluster: GuestDiskCluster) 
 
 
 def test_two_guests_may_read_one_volume(cluster: GuestDiskCluster) -> None:
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=("ReadOnlyMany",))
+    cluster.api.change_volume(CLAIM, access_modes=("ReadOnlyMany",))
     cluster.api.add_disk("first", CLAIM, NODE, readOnly=True)
     cluster.api.add_disk("second", CLAIM, OTHER_NODE, readOnly=True)
     cluster.reconcile()
@@ -257,14 +251,12 @@ def test_a_claim_with_a_file_system(cluster: GuestDiskCluster) -> None:
 
 
 def test_a_claim_of_another_driver(cluster: GuestDiskCluster) -> None:
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], driver="nfs.csi.k8s.io")
+    cluster.api.change_volume(CLAIM, driver="nfs.csi.k8s.io")
     refused(cluster, "is a volume of nfs.csi.k8s.io")
 
 
 def test_a_claim_that_is_read_only_for_writing(cluster: GuestDiskCluster) -> None:
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=("ReadOnlyMany",))
+    cluster.api.change_volume(CLAIM, access_modes=("ReadOnlyMany",))
     refused(cluster, "say readOnly: true")
 
 
@@ -292,8 +284,7 @@ def test_a_claim_in_use_by_a_pod(cluster: GuestDiskCluster, node: str) -> None:
 @pytest.mark.parametrize("modes", [("ReadWriteOnce",), ("ReadWriteMany",)])
 @pytest.mark.parametrize("node", [NODE, OTHER_NODE])
 def test_a_claim_that_another_guest_has(cluster: GuestDiskCluster, node: str, modes: tuple[str, ...]) -> None:
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=modes)
+    cluster.api.change_volume(CLAIM, access_modes=modes)
     cluster.attach_by_resource(DISK, CLAIM, NODE)
     held = cluster.api.claims[NAMESPACE, CLAIM].finalizers
     cluster.api.add_disk("second", CLAIM, node)
@@ -556,8 +547,7 @@ def test_while_libvirt_is_away_nothing_is_judged(attached: GuestDiskCluster) -> 
 @pytest.fixture
 def movable(cluster: GuestDiskCluster) -> GuestDiskCluster:
     """A running guest whose claim two nodes may have; the other host has no guest of its name."""
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=("ReadWriteMany",))
+    cluster.api.change_volume(CLAIM, access_modes=("ReadWriteMany",))
     cluster.attach_by_resource(DISK, CLAIM, NODE)
     cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", MIB, b"written")
     other = cluster.compute[OTHER_NODE].hypervisor

@@ -106,12 +106,7 @@ def attached(cluster: GuestDiskCluster) -> GuestDiskCluster:
 def refused(cluster: GuestDiskCluster, words: str, *, claim: str = CLAIM, machine: str = MACHINE) -> None:
     """Prove that a disk is refused in words and nothing is left of the try, and that it can be deleted."""
     cluster.api.add_machine_disk(DISK, claim, machine)
-    cluster.reconcile()
-    assert cluster.says(DISK, "Attached") != "True"
-    assert words in cluster.trouble(DISK)
-    untouched(cluster)
-    cluster.detach_by_resource(DISK)
-    untouched(cluster)
+    cluster.check_refused(DISK, words, partial(untouched, cluster))
 
 
 def test_its_status_tells_where_it_is(attached: GuestDiskCluster) -> None:
@@ -334,8 +329,7 @@ def test_a_claim_that_the_machine_has_by_itself(cluster: GuestDiskCluster) -> No
 @pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteMany"])
 def test_a_claim_in_use_by_a_pod_or_another_machine(cluster: GuestDiskCluster, node: NodeName, mode: str) -> None:
     """Whoever has it by other words than ours, on the machine's node, too."""
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=(mode,))
+    cluster.api.change_volume(CLAIM, access_modes=(mode,))
     many = mode == "ReadWriteMany"
     how = AccessMode.MULTI_NODE_MULTI_WRITER if many else AccessMode.SINGLE_NODE_MULTI_WRITER
     cluster.engine.publish(VOLUME, cluster.identity(node), how, read_only=False, block=True)
@@ -343,8 +337,7 @@ def test_a_claim_in_use_by_a_pod_or_another_machine(cluster: GuestDiskCluster, n
 
 
 def test_what_others_only_read_may_be_read(cluster: GuestDiskCluster) -> None:
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], access_modes=("ReadOnlyMany",))
+    cluster.api.change_volume(CLAIM, access_modes=("ReadOnlyMany",))
     reading = AccessMode.MULTI_NODE_READER_ONLY
     cluster.engine.publish(VOLUME, cluster.identity(OTHER_NODE), reading, read_only=True, block=True)
     cluster.api.add_machine_disk(DISK, CLAIM, MACHINE, readOnly=True)
@@ -354,8 +347,7 @@ def test_what_others_only_read_may_be_read(cluster: GuestDiskCluster) -> None:
 
 def test_a_volume_that_can_only_be_read_is_only_read(cluster: GuestDiskCluster) -> None:
     """Also where the PersistentVolume alone says so."""
-    name = cluster.api.claims[NAMESPACE, CLAIM].volume_name
-    cluster.api.volumes[name] = replace(cluster.api.volumes[name], read_only=True)
+    cluster.api.change_volume(CLAIM, read_only=True)
     cluster.plug_by_resource(DISK, CLAIM, MACHINE)
     assert cluster.kubevirt.machines[MACHINE].disks[-1]["disk"] == {"bus": "virtio", "readonly": True}
 
