@@ -1,16 +1,16 @@
 """docs/configuration.md says what settings.py does: the same keys, the same defaults, examples that are accepted."""
 
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
+from tests.documented import Example, examples
 
 from aoe_core import settings
+from aoe_lab.cachedir import CHECKOUT
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/configuration.md"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGE = CHECKOUT / "docs/configuration.md"
+EXAMPLES = examples("toml")
 HEADINGS: dict[type[msgspec.Struct], str] = {
     settings.Settings: "Top level",
     settings.San: "san",
@@ -49,17 +49,6 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
             return f"`{default}`"
 
 
-def examples() -> list[tuple[str, str]]:
-    """Return (page and line, text) of every TOML example in the documentation."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append((f"{page.relative_to(ROOT)}:{line}", match[1]))
-    return found
-
-
 def test_every_table_of_the_configuration_has_its_section() -> None:
     structs = {one for one in vars(settings).values() if isinstance(one, type) and issubclass(one, msgspec.Struct)}
     assert structs == set(HEADINGS)
@@ -71,11 +60,11 @@ def test_the_page_has_every_key_and_its_default(struct: type[msgspec.Struct]) ->
     assert documented(HEADINGS[struct]) == wanted
 
 
-@pytest.mark.parametrize(("place", "text"), examples(), ids=[place for place, _ in examples()])
-def test_every_example_is_accepted(place: str, text: str) -> None:
-    settings.parse(text, place)
+@pytest.mark.parametrize("example", EXAMPLES, ids=[one.place for one in EXAMPLES])
+def test_every_example_is_accepted(example: Example) -> None:
+    settings.parse(example.text, example.place)
 
 
 def test_there_is_an_example_for_each_kind_of_machine() -> None:
-    kinds = {(bool(one.pool), one.compute) for one in (settings.parse(text) for _, text in examples())}
+    kinds = {(bool(one.pool), one.compute) for one in (settings.parse(one.text) for one in EXAMPLES)}
     assert kinds == {(True, False), (False, True), (True, True)}

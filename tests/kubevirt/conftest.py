@@ -10,12 +10,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.kubevirt.machines import fill, shape
+from tests.kubevirt.machines import OWN_CLAIM, ROOT, documented_claim, documented_machine, fill, shape
 from tests.pods.claims import Claims
 
 from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
 from aoe_lab.kubevirt import installation
-from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
+from aoe_lab.kubevirt.virtual_machine import READY_S, VirtualMachine
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def home(cluster: Cluster) -> Iterator[Claims]:
 
 @pytest.fixture(scope="session")
 def running(cluster: Cluster, home: Claims) -> Iterator[VirtualMachine]:
-    """The machine that serves every test: it runs from a block claim that two nodes may have, so that it can move."""
-    home.claim(ROOT, size="64Mi", block=True, mode="ReadWriteMany")
-    fill(home, ROOT)
-    made = VirtualMachine.create(cluster, home.name, "vm", {ROOT: ROOT})
+    """The machine that serves every test, as docs/guests-kubernetes.md has it: from a block claim that two nodes may
+    have, so that it can move."""
+    home.apply(documented_claim())
+    fill(home, OWN_CLAIM)
+    made = VirtualMachine.create(cluster, home.name, documented_machine())
     made.await_running()
     yield made
     made.delete()
@@ -64,10 +65,8 @@ def claims(cluster: Cluster, home: Claims) -> Iterator[Claims]:
     """The namespace; what a test made in it is gone when it has ended, on the hosts too."""
     before = shape(cluster)
     yield home
-    others = [
-        name for name in home.kubectl("get", "pvc", "--output=name").stdout.split() if not name.endswith(f"/{ROOT}")
-    ]
-    if others:
+    found = home.kubectl("get", "pvc", "--output=name").stdout.split()
+    if others := [name for name in found if not name.endswith(f"/{OWN_CLAIM}")]:
         home.kubectl("delete", *others, f"--timeout={READY_S:g}s", timeout_s=READY_S + 30)
 
     def more() -> str | None:

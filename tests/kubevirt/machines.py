@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tests.documented import documented
 from tests.pods.claims import DEVICE, DIRECTORY, LEFT_OVER, Claims, sleeping
 
 from aoe_core import model
@@ -18,6 +19,48 @@ if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
 
 QEMU = 107
+ROOT = "root"
+"""The disk that a documented machine boots from."""
+SIZE = "64Mi"
+
+
+def documented_claim() -> dict[str, Any]:
+    """Return the claim of the documentation's machine, of a size and a class that the lab has."""
+    claim, _ = _documented()
+    del claim["metadata"]["namespace"]
+    claim["spec"]["storageClassName"] = "thin"
+    claim["spec"]["resources"]["requests"]["storage"] = SIZE
+    return claim
+
+
+def documented_machine() -> dict[str, Any]:
+    """Return the machine of the documentation."""
+    return _documented()[1]
+
+
+def machine_of(name: str, claim: str) -> dict[str, Any]:
+    """Return the machine of the documentation under another name, and from another claim."""
+    machine = documented_machine()
+    machine["metadata"]["name"] = name
+    (root,) = machine["spec"]["template"]["spec"]["volumes"]
+    root["persistentVolumeClaim"]["claimName"] = claim
+    return machine
+
+
+def documented_disk() -> dict[str, Any]:
+    """Return the AoEGuestDisk of the documentation, for its machine."""
+    (disk,) = documented("guests-kubernetes.md", "A disk by AoEGuestDisk")
+    del disk["metadata"]["namespace"]
+    return disk
+
+
+def _documented() -> tuple[dict[str, Any], dict[str, Any]]:
+    claim, machine = documented("guests-kubernetes.md", "A machine from a claim")
+    return claim, machine
+
+
+OWN_CLAIM = documented_claim()["metadata"]["name"]
+"""What the machine of all tests boots from."""
 
 
 def fill(claims: Claims, claim: str, *, block: bool = True) -> None:

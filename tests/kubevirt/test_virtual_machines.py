@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.guests.guest_disks import GuestDisks
-from tests.kubevirt.machines import await_no_plug_pods, fill, hot_claim, left_behind, on_machines
+from tests.kubevirt.machines import (
+    OWN_CLAIM,
+    ROOT,
+    await_no_plug_pods,
+    documented_disk,
+    fill,
+    hot_claim,
+    left_behind,
+    machine_of,
+    on_machines,
+)
 
 from aoe_core import model
 from aoe_core.model import VolumeId
 from aoe_lab.guest import devices_on
-from aoe_lab.kubevirt.virtual_machine import READY_S, ROOT, VirtualMachine
+from aoe_lab.kubevirt.virtual_machine import READY_S, VirtualMachine
 from aoe_lab.topology import MIB
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ def test_a_guest_runs_from_a_block_claim(machine: VirtualMachine, evidence: Evid
 def test_a_guest_runs_from_a_claim_with_a_file_system(cluster: Cluster, claims: Claims, evidence: Evidence) -> None:
     claims.claim("files", size="256Mi")
     fill(claims, "files", block=False)
-    made = VirtualMachine.create(cluster, claims.name, "vm-files", {ROOT: "files"})
+    made = VirtualMachine.create(cluster, claims.name, machine_of("files", "files"))
     try:
         made.await_running()
         assert [one.serial for one in made.disks()] == [ROOT]
@@ -143,28 +153,31 @@ def test_a_machine_starts_with_what_was_plugged_and_sees_it_grow(
 def test_an_aoeguestdisk_brings_a_claim_and_takes_it_away(
     machine: VirtualMachine, claims: Claims, cluster: Cluster, evidence: Evidence
 ) -> None:
-    """A claim that nobody has used yet, so that it is bound for the machine's node; grown; and one that is refused."""
+    """As docs/guests-kubernetes.md has it: a claim that nobody has used yet, so that it is bound for the machine's
+    node; grown; and others, which are refused."""
     before = on_machines(cluster)
     disks = GuestDisks(claims)
-    claims.claim("late", size="128Mi", block=True, storage_class="thick")
-    disks.plug("refused", "late", "other")
+    documented = documented_disk()
+    late, claim = documented["metadata"]["name"], documented["spec"]["claim"]
+    claims.claim(claim, size="128Mi", block=True, storage_class="thick")
+    disks.plug("refused", claim, "other")
     assert "may not attach to its virtual machine other" in disks.await_said("refused", "Attached", "False")
     disks.detach("refused")
-    disks.plug("late", "late", machine.name)
-    disks.await_said("late", "Attached", "True", timeout_s=READY_S)
-    serial = model.serial_of(VolumeId(claims.volume_of("late")))
-    status = claims.get("aoeguestdisk", "late")["status"]
+    claims.apply(documented)
+    disks.await_said(late, "Attached", "True", timeout_s=READY_S)
+    serial = model.serial_of(VolumeId(claims.volume_of(claim)))
+    status = claims.get("aoeguestdisk", late)["status"]
     assert (status["serial"], [one["host"] for one in status["hosts"]]) == (serial, [machine.node().name])
     disk = machine.await_disk(serial, size_bytes=128 * MIB)
     assert machine.write(disk.name, "late", 3)
-    disks.plug("second", "late", machine.name)
+    disks.plug("second", claim, machine.name)
     assert "two guests have one volume only when both read it" in disks.await_said("second", "Attached", "False")
     disks.detach("second")
-    claims.kubectl("patch", "pvc", "late", '--patch={"spec":{"resources":{"requests":{"storage":"192Mi"}}}}')
+    claims.kubectl("patch", "pvc", claim, '--patch={"spec":{"resources":{"requests":{"storage":"192Mi"}}}}')
     machine.await_disk(serial, size_bytes=192 * MIB, timeout_s=READY_S)
-    claims.kubectl("delete", "pvc", "late", "--wait=false")
+    claims.kubectl("delete", "pvc", claim, "--wait=false")
     assert machine.holds(disk.name, "late", 3)
-    disks.detach("late", timeout_s=READY_S)
+    disks.detach(late, timeout_s=READY_S)
     assert [one.serial for one in machine.disks()] == [ROOT]
     assert machine.own_disks() == (ROOT,)
     await_no_plug_pods(claims)
@@ -194,7 +207,7 @@ def test_a_machine_moves_to_another_node_while_it_writes(
     last = machine.stop_writer()
     assert machine.wrong(disk.name, "moved", last) == 0
     claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
-    assert {claims.holders(name) for name in (ROOT, "data")} == {2 * target.name}
+    assert {claims.holders(name) for name in (OWN_CLAIM, "data")} == {2 * target.name}
     evidence(
         f"a running machine moved from {source.name} to {target.name} while it wrote: block {before} before the move,"
         f" {arrived} at its end, {last + 1} in all, none lost; the source has no device left"

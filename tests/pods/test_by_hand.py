@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from aoe_lab.cachedir import CHECKOUT
+from tests.documented import documented
 
 if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
 
     from .claims import Claims
 
-HEADING = "### An AoEVolume by hand"
 SIZE = "64Mi"
 
 
-def documented() -> tuple[dict[str, Any], dict[str, Any]]:
+def wanted() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the AoEVolume and the PersistentVolume of the docs, of a size and a pool that the lab has."""
-    text = (CHECKOUT / "docs" / "kubernetes.md").read_text()
-    block = re.search(r"```yaml\n(.*?)```", text[text.index(HEADING) :], re.DOTALL)
-    assert block is not None
-    volume, persistent = yaml.safe_load_all(block[1])
+    volume, persistent = documented("kubernetes.md", "An AoEVolume by hand")
     assert (volume["kind"], persistent["kind"]) == ("AoEVolume", "PersistentVolume")
     volume["spec"] |= {"size": SIZE, "pool": "thick"}
     persistent["spec"]["capacity"]["storage"] = SIZE
@@ -32,7 +25,7 @@ def documented() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_volume_that_no_claim_made_serves_one_after_the_other(cluster: Cluster, claims: Claims) -> None:
     plane = cluster.plane
-    volume, persistent = documented()
+    volume, persistent = wanted()
     name = volume["metadata"]["name"]
     plane.apply(volume)
     first, second, *_ = (machine.name for machine in (*cluster.compute_machines, *cluster.storage_machines))

@@ -25,7 +25,7 @@ MEMORY_MIB = 3072
 """Of each machine: KubeVirt's own pods take half of it."""
 VALUES = {
     "kubevirt": {"guestDisks": True},
-    "guests": {"access": [{"namespaces": ["*"], "virtualMachines": ["vm*"]}]},
+    "guests": {"access": [{"namespaces": ["*"], "virtualMachines": ["shop-*"]}]},
 }
 """Of our chart: what an administrator allows of KubeVirt's machines."""
 DEPLOYED_S = 2400.0

@@ -7,6 +7,7 @@ speaks the subresources' websockets.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,47 +29,34 @@ ANSWERS_S = 3 * BOOT_S
 MEMORY = "192Mi"
 SLOW = (*SLOW_EMULATED, "la57")
 """What an emulated emulator takes longest for; the last one is a fifth level of page tables."""
-ROOT = "root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualMachine(GuestLine):
-    """A VirtualMachine of a namespace. Its disk `root` is what it boots from."""
+    """A VirtualMachine of a namespace."""
 
     cluster: Cluster
     namespace: str
     name: str
 
     @classmethod
-    def create(cls, cluster: Cluster, namespace: str, name: str, claims: dict[str, str]) -> VirtualMachine:
-        """Make one that is to run. `claims`: name of a disk → its claim; `root` is the first of them. The disks'
-        serials are their names."""
-        made = cls(cluster=cluster, namespace=namespace, name=name)
-        content = {
-            "apiVersion": "kubevirt.io/v1",
-            "kind": "VirtualMachine",
-            "metadata": {"name": name},
-            "spec": {
-                "runStrategy": "Always",
-                "template": {
-                    "metadata": {"labels": {"guest": name}},
-                    "spec": {
-                        "terminationGracePeriodSeconds": 5,
-                        "domain": {
-                            "cpu": {"cores": 1, "features": [{"name": one, "policy": "disable"} for one in SLOW]},
-                            "memory": {"guest": MEMORY},
-                            "devices": {
-                                "autoattachPodInterface": False,
-                                "autoattachGraphicsDevice": False,
-                                "autoattachMemBalloon": False,
-                                "logSerialConsole": False,
-                                "disks": [_disk(one, one) for one in claims],
-                            },
-                        },
-                        "volumes": [_volume(one, claim) for one, claim in claims.items()],
-                    },
-                },
-            },
+    def create(cls, cluster: Cluster, namespace: str, resource: dict[str, Any]) -> VirtualMachine:
+        """Make one of a resource as a user writes it, in `namespace`. Its processor, its memory and its devices beside
+        the disks become what an emulated node can bear."""
+        content = deepcopy(resource)
+        content["metadata"].pop("namespace", None)
+        made = cls(cluster=cluster, namespace=namespace, name=content["metadata"]["name"])
+        template = content["spec"]["template"]
+        template["metadata"] = {"labels": {"guest": made.name}}
+        template["spec"]["terminationGracePeriodSeconds"] = 5
+        domain = template["spec"]["domain"]
+        domain["cpu"] = {"cores": 1, "features": [{"name": one, "policy": "disable"} for one in SLOW]}
+        domain["memory"] = {"guest": MEMORY}
+        domain["devices"] |= {
+            "autoattachPodInterface": False,
+            "autoattachGraphicsDevice": False,
+            "autoattachMemBalloon": False,
+            "logSerialConsole": False,
         }
         made._kubectl("apply", "-f", "-", stdin=json.dumps(content))
         return made
@@ -76,8 +64,9 @@ class VirtualMachine(GuestLine):
     def plug(self, disk: str, claim: str, serial: str) -> None:
         """Add a claim to the machine's spec as a disk that comes and goes while it runs."""
         spec = self._template()
-        spec["domain"]["devices"]["disks"].append(_disk(disk, serial))
-        spec["volumes"].append(_volume(disk, claim, hotpluggable=True))
+        spec["domain"]["devices"]["disks"].append({"name": disk, "serial": serial, "disk": {"bus": "virtio"}})
+        source = {"claimName": claim, "hotpluggable": True}
+        spec["volumes"].append({"name": disk, "persistentVolumeClaim": source})
         self._put_template(spec)
 
     def unplug(self, disk: str) -> None:
@@ -207,12 +196,3 @@ class VirtualMachine(GuestLine):
         return self.cluster.plane.kubectl(
             f"--namespace={self.namespace}", *words, stdin=stdin, check=check, timeout_s=timeout_s
         )
-
-
-def _disk(name: str, serial: str) -> dict[str, Any]:
-    return {"name": name, "serial": serial, "disk": {"bus": "virtio"}, **({"bootOrder": 1} if name == ROOT else {})}
-
-
-def _volume(name: str, claim: str, *, hotpluggable: bool = False) -> dict[str, Any]:
-    source = {"claimName": claim, **({"hotpluggable": True} if hotpluggable else {})}
-    return {"name": name, "persistentVolumeClaim": source}
