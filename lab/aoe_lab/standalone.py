@@ -75,6 +75,12 @@ class Endpoint:
                 raise LabError(f"{self.machine.name}: {self.unit} does not answer:\n{self.log()}")
             time.sleep(0.5)
 
+    def boot(self, timeout_s: float = 120.0) -> None:
+        """Switch its machine on, and wait until the server answers. Raises: LabError."""
+        self.machine.boot()
+        self.machine.wait_ready()
+        self.connect(timeout_s)
+
     def close(self) -> None:
         """Drop the connection."""
         if self._channel is not None:

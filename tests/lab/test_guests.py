@@ -223,9 +223,7 @@ def test_a_storage_power_cut_under_a_guest_s_writes_stalls_it_and_loses_nothing(
     guest.await_acknowledged(10)
     storage.machine.power_cut()
     before = guest.stalled_at()
-    storage.machine.boot()
-    storage.machine.wait_ready()
-    storage.connect()
+    storage.boot()
     guest.await_acknowledged(before + 10)
     assert guest.state() == "running"
     last = guest.stop_writer()
@@ -248,9 +246,7 @@ def test_a_guest_whose_storage_is_away_for_longer_is_paused_and_goes_on_where_it
         storage.machine.power_cut()
         await_(lambda: guest.state() == "paused", "the guest is not paused")
         assert "I/O error" in host.run(["virsh", "domstate", guest.name, "--reason"]).stdout
-        storage.machine.boot()
-        storage.machine.wait_ready()
-        storage.connect()
+        storage.boot()
         state = f"cat '/sys/block/{devices_on(host).strip().join(('etherd!', '/state'))}'"
         await_(lambda: host.run(state).stdout.startswith("up"), "the device is not revived", 2 * SETTLED_S)
         host.run(["virsh", "resume", guest.name])
@@ -358,9 +354,7 @@ def test_a_host_that_loses_power_has_its_devices_back_before_its_guests_start(
 
 def _cut_and_boot(cluster: Standalone, host: Machine) -> None:
     host.power_cut()
-    host.boot()
-    host.wait_ready()
-    cluster.compute[HYPERVISOR].connect(300)
+    cluster.compute[HYPERVISOR].boot(300)
     # libvirt starts its guests when it starts, and a question starts it.
     until = time.monotonic() + 300
     while host.run(["virsh", "list", "--all"], check=False, timeout_s=300).code != 0:

@@ -73,9 +73,7 @@ def test_what_lvm_was_told_survives_a_power_cut_at_once(
     deleted.delete()
     storage.machine.run("lvcreate -qqy -Wn -Zn -an -L 4m -n by-hand data")
     storage.machine.power_cut()
-    storage.machine.boot()
-    storage.machine.wait_ready()
-    storage.connect()
+    storage.boot()
     names = storage.machine.run("lvs --noheadings -o name data").stdout.split()
     assert "by-hand" not in names, "this disk loses nothing, so the bed cannot show a missing flush"
     assert f"v-{deleted.volume_id}" not in names
@@ -126,9 +124,7 @@ def test_control_plain_vblade_loses_acknowledged_writes(
         writer.await_acknowledged(200)
         storage.machine.power_cut()
     plain.stop()
-    storage.machine.boot()
-    storage.machine.wait_ready()
-    storage.connect()
+    storage.boot()
     verdict = writer.check(storage.machine, f"/dev/data/v-{volume.volume_id}")
     assert verdict["wrong"] > 0, "plain vblade lost nothing, so this bed cannot show a missing flush"
     evidence(f"control: plain vblade lost {verdict['wrong']} of {verdict['checked']} acknowledged writes")

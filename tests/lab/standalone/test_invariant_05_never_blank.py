@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from aoe_lab import Machine
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 
@@ -29,15 +30,13 @@ def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
     compute2.run(f"echo whole > {target}/file && sync -f {target}")
     label = compute2.run(f"blkid -p -s LABEL -o value /dev/etherd/{volume.context['compute2']['address']}", check=False)
     assert label.stdout.strip() == ""
-    machine.boot()
-    machine.wait_ready()
-    cluster.compute["compute1"].connect()
+    cluster.compute["compute1"].boot()
 
 
-def power_cut_during(machine: object, program: str) -> None:
+def power_cut_during(machine: Machine, program: str) -> None:
     """Cut a machine's power as soon as a program is seen running on it."""
-    machine.run(f"for i in $(seq 3000); do pgrep -f '^{program}|/{program}' >/dev/null && break; done", timeout_s=120)  # type: ignore[attr-defined]
-    machine.power_cut()  # type: ignore[attr-defined]
+    machine.run(f"for i in $(seq 3000); do pgrep -f '^{program}|/{program}' >/dev/null && break; done", timeout_s=120)
+    machine.power_cut()
 
 
 def test_a_volume_that_had_a_file_system_is_not_made_anew(

@@ -69,9 +69,7 @@ def test_a_wipe_cut_by_a_power_loss_is_finished(cluster: Standalone, workload: C
     volume.create()
     volume.delete()
     storage.machine.power_cut()
-    storage.machine.boot()
-    storage.machine.wait_ready()
-    storage.connect()
+    storage.boot()
     storage.machine.run(
         "for i in $(seq 120); do lvs --noheadings -o name data | grep -q ' d-' || exit 0; sleep 1; done; exit 1",
         timeout_s=180,

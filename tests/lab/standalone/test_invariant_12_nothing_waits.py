@@ -54,9 +54,7 @@ def test_unstage_with_dead_targets_while_other_volumes_live(
             mounted = compute.machine.run("findmnt -rno TARGET").stdout
             assert not [volume.name for volume in dead if volume.name in mounted]
         finally:
-            storage2.machine.boot()
-            storage2.machine.wait_ready()
-            storage2.connect()
+            storage2.boot()
     evidence(
         f"two volumes unstaged {waited_s:.0f} s after their target died (aoe_deadsecs {LONG_DEADSECS}), {len(codes)} "
         f"refusals; meanwhile {probes} Probes, the slowest {slowest_probe_s:.2f} s, and another volume written to"
@@ -146,9 +144,7 @@ def test_a_compute_reboot_leaves_no_stale_device_trusted(
     target = volume.attach("compute1")
     compute.machine.run(f"echo before > {target}/file; sync -f {target}")
     compute.machine.power_cut()
-    compute.machine.boot()
-    compute.machine.wait_ready()
-    compute.connect()
+    compute.boot()
     devices = compute.machine.run("ls /sys/block | grep etherd", check=False).stdout
     assert devices == "", f"the driver heard somebody before anything was staged: {devices}"
     # Control: it is the rules and options that keep it from hearing; the export is on the wire, and admits this node.
@@ -169,9 +165,7 @@ def test_unstage_of_what_a_former_boot_staged_succeeds(cluster: Standalone, work
     volume.create()
     volume.attach("compute1")
     compute.machine.power_cut()
-    compute.machine.boot()
-    compute.machine.wait_ready()
-    compute.connect()
+    compute.boot()
     codes: list[grpc.StatusCode] = []
     let_go(volume, codes, 60)  # The watchdog looks at it, too, and whoever comes second is told to ask again.
     assert set(codes) <= {grpc.StatusCode.ABORTED}
