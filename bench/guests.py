@@ -79,7 +79,10 @@ def detach(host: Machine, guest: Guest) -> None:
     for where in ("--config", "--live"):
         host.run(["virsh", "-q", "detach-device-alias", guest.name, where, f"ua-bench-{HAND_SERIAL}"])
     until = time.monotonic() + GONE_S
-    while HAND_SERIAL in guest.xml():
+    # QEMU closes the device some time after libvirt has been told by the guest that it has let go.
+    device = f"/dev/etherd/e{HAND_ADDRESS[0]}.{HAND_ADDRESS[1]}"
+    opened = f"ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q '{device}$'"
+    while HAND_SERIAL in guest.xml() or host.run(opened, check=False).code == 0:
         if time.monotonic() > until:
             raise LabError(f"guest {guest.name} does not let go within {GONE_S:g} s")
         time.sleep(1)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from aoe_lab import process
 from aoe_lab.cachedir import CHECKOUT
-from aoe_lab.errors import LabError
+from aoe_lab.errors import CommandFailed, LabError
 from aoe_lab.initramfs import write_initramfs
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ SECTOR_BYTES = 512
 MIGRATION_S = 900.0
 # Listens for everybody, as nobody but the lab's machines is there.
 _LISTEN = """
-grep -q '^auth_tcp' /etc/libvirt/libvirtd.conf && exit
+systemctl is-active -q libvirtd-tcp.socket && exit
 printf 'auth_tcp = "none"\\n' >> /etc/libvirt/libvirtd.conf
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+systemctl enable -q libvirtd-tcp.socket
 systemctl start libvirtd-tcp.socket libvirtd.socket
 """
 CONVERGE = ("--timeout", "300", "--timeout-suspend")
@@ -70,7 +71,8 @@ def serial_socket(name: str) -> Path:
 def domain_xml(name: str, *, slots: int = SLOTS) -> str:
     """Return a domain with `slots` free PCIe ports and nothing that would take one of them.
 
-    Its UUID is always the same on one machine: libvirt refuses a name that it knows under another one.
+    SCSI's controller is beside them, since the one that libvirt would choose is unknown to the guest. The domain's UUID
+    is always the same on one machine: libvirt refuses a name that it knows under another one.
     """
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.{platform.node()}")
     ports = "".join("<controller type='pci' model='pcie-root-port'/>" for _ in range(slots))
@@ -87,6 +89,9 @@ def domain_xml(name: str, *, slots: int = SLOTS) -> str:
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
     <controller type='pci' model='pcie-root'/>{ports}
+    <controller type='scsi' index='0' model='virtio-scsi'>
+      <address type='pci' domain='0' bus='0' slot='0x10' function='0'/>
+    </controller>
     <serial type='file'><source path='{PLACE}/{name}.log'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='{serial_socket(name)}'/><target port='1'/></serial>
   </devices>
@@ -322,13 +327,19 @@ class Guest(GuestLine):
     def await_ready(self) -> None:
         _call(self.machine, "await-ready", self.name, timeout_s=BOOT_S + 60)
 
-    def revive(self) -> None:
-        """Have it run, whatever a test that failed has left of it."""
-        match self.state():
-            case "shut off":
-                self.start()
-            case "paused":
-                self.machine.run(["virsh", "resume", self.name])
+    def revive(self, *hosts: Machine) -> None:
+        """Have it run on its machine, whatever a test that failed has left of it there and on other hosts."""
+        try:
+            match self.state():
+                case "shut off":
+                    self.start()
+                case "paused":
+                    self.machine.run(["virsh", "resume", self.name])
+        except CommandFailed:
+            # It is not defined here, or with a disk that is gone.
+            for host in (self.machine, *hosts):
+                Guest(machine=host, name=self.name).undefine()
+            Guest.define(self.machine, self.name).start()
 
     def destroy(self) -> None:
         """End it at once; one that does not run has ended."""
@@ -346,8 +357,9 @@ class Guest(GuestLine):
         return self.machine.run(["virsh", "domstate", self.name]).stdout.strip()
 
     def migration_to(self, target: Machine, *options: str) -> list[str]:
-        """Return the command by which its host's libvirt hands it over to another's; both `let_move` has prepared."""
-        words = ["virsh", "migrate", "--live", "--persistent", "--undefinesource", *options, self.name]
+        """Return the command by which its host's libvirt hands it over to another's; both `let_move` has prepared. An
+        emulated libvirtd may be silent for longer than virsh has patience."""
+        words = ["virsh", "-k", "0", "migrate", "--live", "--persistent", "--undefinesource", *options, self.name]
         return [*words, f"qemu+tcp://{target.address}/system", "--migrateuri", f"tcp://{target.address}"]
 
     def migrate(self, target: Machine) -> Guest:

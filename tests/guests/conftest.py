@@ -10,7 +10,7 @@ from tests.guests.guest_disks import GuestDisks
 from tests.pods.claims import Claims
 
 from aoe_lab.guest import Guest
-from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
+from aoe_lab.kubernetes.cluster import Cluster
 from aoe_lab.lab import default_name
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 def cluster() -> Iterator[Cluster]:
     """A cluster of a storage machine and two hypervisors, with aoe-csi installed, or the one AOE_LAB_CLUSTER names."""
     if running := os.environ.get("AOE_LAB_CLUSTER"):
-        attached = Cluster.attach(running, dead_s=OUTLASTING_DEAD_S)
+        attached = Cluster.attach(running)
         attached.lab.heal()
         yield attached
         return
     name = f"{default_name()}-guests-cluster"
-    with Cluster.start(storage=1, compute=0, hypervisors=2, name=name, dead_s=OUTLASTING_DEAD_S) as started:
+    with Cluster.start(storage=1, compute=0, hypervisors=2, name=name) as started:
         started.install()
         started.await_ready()
         yield started
@@ -46,9 +46,9 @@ def guest(running: Guest, cluster: Cluster, disks: GuestDisks) -> Iterator[Guest
     """The guest, whatever a test that failed has left of it and of its machines."""
     del disks  # They are deleted after the guest listens again.
     cluster.lab.heal()
-    running.revive()
+    running.revive(*cluster.hypervisors)
     yield running
-    running.revive()
+    running.revive(*cluster.hypervisors)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from tests.kubevirt.machines import OWN_CLAIM, ROOT, documented_claim, documented_machine, fill, shape
 from tests.pods.claims import Claims
 
-from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
+from aoe_lab.kubernetes.cluster import Cluster
 from aoe_lab.kubevirt import installation
 from aoe_lab.kubevirt.virtual_machine import READY_S, VirtualMachine
 from aoe_lab.lab import default_name
@@ -28,14 +28,14 @@ NAMESPACE = "machines"
 def cluster() -> Iterator[Cluster]:
     """A cluster of one storage and two compute machines with aoe-csi and KubeVirt, or the one AOE_LAB_CLUSTER names."""
     if running := os.environ.get("AOE_LAB_CLUSTER"):
-        attached = Cluster.attach(running, dead_s=OUTLASTING_DEAD_S)
+        attached = Cluster.attach(running)
         attached.lab.heal()
         yield attached
         return
     name = f"{default_name()}-kubevirt"
     more = installation.additions()
-    with Cluster.start(storage=1, compute=2, name=name, more=more, dead_s=OUTLASTING_DEAD_S) as started:
-        started.install(**installation.VALUES)
+    with Cluster.start(storage=1, compute=2, name=name, more=more) as started:
+        started.install()
         started.await_ready()
         installation.install(started)
         yield started

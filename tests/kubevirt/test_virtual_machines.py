@@ -207,7 +207,13 @@ def test_a_machine_moves_to_another_node_while_it_writes(
     last = machine.stop_writer()
     assert machine.wrong(disk.name, "moved", last) == 0
     claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
-    assert {claims.holders(name) for name in (OWN_CLAIM, "data")} == {2 * target.name}
+    claims.await_(
+        "the source's grants to be given back",
+        lambda: " ".join(
+            holders for name in (OWN_CLAIM, "data") if (holders := claims.holders(name)) != 2 * target.name
+        ) or None,
+        READY_S,
+    )  # fmt: skip
     evidence(
         f"a running machine moved from {source.name} to {target.name} while it wrote: block {before} before the move,"
         f" {arrived} at its end, {last + 1} in all, none lost; the source has no device left"

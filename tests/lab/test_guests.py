@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -247,7 +248,7 @@ def test_a_guest_whose_storage_is_away_for_longer_is_paused_and_goes_on_where_it
         await_(lambda: guest.state() == "paused", "the guest is not paused")
         assert "I/O error" in host.run(["virsh", "domstate", guest.name, "--reason"]).stdout
         storage.boot()
-        state = f"cat '/sys/block/{devices_on(host).strip().join(('etherd!', '/state'))}'"
+        state = f"cat '/sys/block/etherd!{Path(listed(host)[0]['device']).name}/state'"
         await_(lambda: host.run(state).stdout.startswith("up"), "the device is not revived", 2 * SETTLED_S)
         host.run(["virsh", "resume", guest.name])
         before = guest.acknowledged()

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from aoe_lab.errors import LabError
-from aoe_lab.kubernetes.cluster import DEAD_S, NOTHING_MORE, OUTLASTING_DEAD_S, Cluster
+from aoe_lab.kubernetes.cluster import NOTHING_MORE, Cluster
 from aoe_lab.kubevirt import installation
 from aoe_lab.lab import end
 
@@ -45,21 +45,19 @@ def main() -> int:
 
 
 def _up(options: argparse.Namespace) -> None:
-    with_kubevirt = options.kubevirt
     cluster = Cluster.start(
         storage=options.storage,
         compute=options.compute,
         hypervisors=options.hypervisors,
         sans=tuple(options.san or ("main",)),
         name=options.name,
-        more=installation.additions() if with_kubevirt else NOTHING_MORE,
-        dead_s=OUTLASTING_DEAD_S if with_kubevirt else DEAD_S,
+        more=installation.additions() if options.kubevirt else NOTHING_MORE,
     )
     try:
         if not options.bare:
-            cluster.install(**(installation.VALUES if with_kubevirt else {}))
+            cluster.install()
             cluster.await_ready()
-        if with_kubevirt:
+        if options.kubevirt:
             installation.install(cluster)
     finally:
         # Also when it is not ready: whoever asked for it wants to look.

@@ -60,10 +60,6 @@ def _tagged(image: str) -> str:
     return f"{_full_name(image).rpartition(':')[0]}:{own_tag(image)}"
 
 
-def _helm(lab: Lab, plane: ControlPlane) -> Helm:
-    return Helm(kubeconfig=plane.kubeconfig, place=lab.directory / "helm")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Additions:
     """What a cluster's machines have for somebody else's software, installed later."""
@@ -75,6 +71,10 @@ class Additions:
     binaries: tuple[Path, ...] = ()
     """Files for the tools disk's bin/."""
     memory_mib: int = MEMORY_MIB
+    values: dict[str, Any] = field(default_factory=dict)
+    """Of our chart."""
+    has_guests: bool = False
+    """Machines of it are emulated twice."""
 
 
 NOTHING_MORE = Additions()
@@ -82,6 +82,8 @@ DEAD_S = 120
 """Tests do not wait ten minutes; a storage machine of the lab is back within one."""
 OUTLASTING_DEAD_S = 600
 """As in production: where a storage machine takes longer, beside guests that are emulated twice."""
+STARTED_AS = "cluster.json"
+"""What a cluster was started with and its machines do not tell, in its lab's directory."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +93,9 @@ class Cluster:
     lab: Lab
     plane: ControlPlane
     helm: Helm
-    dead_s: int = DEAD_S
+    dead_s: int
+    """After how many seconds without its storage machine a disk fails."""
+    more_values: dict[str, Any]
 
     @classmethod
     def start(
@@ -103,12 +107,8 @@ class Cluster:
         sans: tuple[str, ...] = ("main",),
         name: str = "cluster",
         more: Additions = NOTHING_MORE,
-        dead_s: int = DEAD_S,
     ) -> Self:
-        """Boot machines, start the control plane, join all. Nothing of ours is installed yet.
-
-        `dead_s`: after how many seconds without its storage machine a disk fails.
-        """
+        """Boot machines, start the control plane, join all. Nothing of ours is installed yet."""
         own = _own_images(hypervisors)
         images = {**ensure_images(), **{image_name(one): ensure_image(name=one) for one in own}, **more.images}
         store = ensure_store(images, {**{_tagged(one): _full_name(one) for one in own}, **more.tags})
@@ -119,7 +119,9 @@ class Cluster:
         lab = Lab.start(topology, name=name, binaries=(kubelet_program, store, *more.binaries))
         try:
             plane = ControlPlane.start(lab)
-            cluster = cls(lab=lab, plane=plane, helm=_helm(lab, plane), dead_s=dead_s)
+            dead_s = OUTLASTING_DEAD_S if hypervisors or more.has_guests else DEAD_S
+            (lab.directory / STARTED_AS).write_text(json.dumps({"dead_s": dead_s, "more_values": more.values}))
+            cluster = cls._of(lab, plane)
             with progress.step(f"joining {len(lab.machines)} nodes"):
                 at_once(lambda machine: kubelet.join(machine, plane), lab.machines)
             for machine in cluster.storage_machines:
@@ -135,12 +137,16 @@ class Cluster:
         return cluster
 
     @classmethod
-    def attach(cls, name: str = "cluster", *, dead_s: int = DEAD_S) -> Self:
-        """Return a running cluster; it goes on after us. `dead_s`: as it was started with. Raises: LabError when there
-        is none."""
+    def attach(cls, name: str = "cluster") -> Self:
+        """Return a running cluster; it goes on after us. Raises: LabError when there is none."""
         lab = Lab.attach(name)
-        plane = ControlPlane.attach(lab)
-        return cls(lab=lab, plane=plane, helm=_helm(lab, plane), dead_s=dead_s)
+        return cls._of(lab, ControlPlane.attach(lab))
+
+    @classmethod
+    def _of(cls, lab: Lab, plane: ControlPlane) -> Self:
+        started_as = json.loads((lab.directory / STARTED_AS).read_text())
+        helm = Helm(kubeconfig=plane.kubeconfig, place=lab.directory / "helm")
+        return cls(lab=lab, plane=plane, helm=helm, **started_as)
 
     @property
     def storage_machines(self) -> tuple[Machine, ...]:
@@ -239,7 +245,7 @@ class Cluster:
     def install(self, **changed: Any) -> Finished:
         """`helm upgrade --install` the chart and the image of this checkout; `changed` go over the lab's values."""
         self.push_image()
-        return self.helm.upgrade(self.values() | changed)
+        return self.helm.upgrade(self.values() | self.more_values | changed)
 
     def push_image(self) -> None:
         """Bring our images as the checkout has them now to every machine that has not got them."""

@@ -12,7 +12,7 @@ import time
 
 from aoe_lab.errors import LabError
 from aoe_lab.guest import Guest
-from aoe_lab.kubernetes.cluster import OUTLASTING_DEAD_S, Cluster
+from aoe_lab.kubernetes.cluster import Cluster
 from aoe_lab.kubernetes.helm import NAMESPACE
 from aoe_lab.story import Story, StoryError
 
@@ -43,7 +43,7 @@ def main() -> int:
     story = Story()
     try:
         with story.step("Boot a storage machine and a hypervisor, join both to a control plane"):
-            cluster = Cluster.start(storage=1, compute=0, hypervisors=1, name="demo-guest", dead_s=OUTLASTING_DEAD_S)
+            cluster = Cluster.start(storage=1, compute=0, hypervisors=1, name="demo-guest")
         with cluster:
             _tell(story, cluster)
     except KeyboardInterrupt:
@@ -92,6 +92,8 @@ def _tell(story: Story, cluster: Cluster) -> None:
         last = guest.stop_writer()
         story.require(guest.wrong(disk.name, SALT, last) == 0, f"all {last + 1} acknowledged blocks are there")
         story.require(guest.state() == "running", "the guest never stopped")
+    # The controller was on that machine, too.
+    cluster.await_ready()
     with story.step("Grow the claim to 96 MiB"):
         kubectl("patch", "pvc", "data", '-p={"spec":{"resources":{"requests":{"storage":"96Mi"}}}}')
         cluster.await_(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAMESPACE = "kubevirt"
 MEMORY_MIB = 3072
 """Of each machine: KubeVirt's own pods take half of it."""
-VALUES = {
+_VALUES = {
     "kubevirt": {"guestDisks": True},
     "guests": {"access": [{"namespaces": ["*"], "virtualMachines": ["shop-*"]}]},
 }
@@ -39,7 +39,14 @@ FEATURES = ("DeclarativeHotplugVolumes", "ExpandDisks")
 def additions() -> Additions:
     """Return what a cluster's machines need for KubeVirt and its guests, built if the cache lacks it (minutes)."""
     images = ensure_images()
-    return Additions(images=images.archives, tags=images.tags, binaries=(ensure_boot_disk(),), memory_mib=MEMORY_MIB)
+    return Additions(
+        images=images.archives,
+        tags=images.tags,
+        binaries=(ensure_boot_disk(),),
+        memory_mib=MEMORY_MIB,
+        values=_VALUES,
+        has_guests=True,
+    )
 
 
 def install(cluster: Cluster) -> None:
