@@ -136,8 +136,10 @@ test-lab: setup ## Test on real LVM, vblade and kernel initiators, in virtual ma
 	$(PYTEST) -m 'not long' tests/lab
 
 PODS = tests/pods/test_
+LIBVIRT_CONTRACT = tests/lab/test_contract.py::test_libvirt_and_its_fake_keep_one_contract
 
-# What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes, and the others `make bench`.
+# What the tests saw, with the commit: docs/evidence/NAME.md is what `evidence-NAME` writes where it runs tests itself,
+# and the others `make bench`.
 EVIDENCE = $(addprefix evidence-,simulated cluster lab lab-long demo pods pods-volumes pods-faults pods-long guests)
 .PHONY: evidence $(EVIDENCE) evidence-pods-sanity evidence-pods-churn
 .PHONY: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
@@ -149,7 +151,7 @@ evidence-cluster: setup
 evidence-lab: setup
 	$(PYTEST) --evidence lab -m 'not long' tests/lab
 evidence-lab-long: setup
-	$(PYTEST) --evidence lab-long -m long tests/lab
+	$(PYTEST) --evidence lab-long -m long tests/lab --ignore-glob='*/test_guest*.py' --deselect $(LIBVIRT_CONTRACT)
 evidence-demo: setup
 	$(PYTEST) --evidence demo -m long tests/demo
 # Apart, so that each can be run again alone: they take from half an hour to more than an hour.
@@ -166,7 +168,7 @@ evidence-pods-churn: setup
 	$(PYTEST) --evidence pods-churn -m long $(PODS)churn.py
 evidence-guests: evidence-guests-libvirt evidence-guests-migration evidence-guests-cluster evidence-guests-kubevirt
 evidence-guests-libvirt: setup
-	$(PYTEST) --evidence guests-libvirt tests/lab/test_guests.py
+	$(PYTEST) --evidence guests-libvirt $(LIBVIRT_CONTRACT) tests/lab/test_guests.py
 evidence-guests-migration: setup
 	$(PYTEST) --evidence guests-migration tests/lab/test_guest_migration.py
 evidence-guests-cluster: setup
@@ -193,7 +195,7 @@ test-main-pods: setup ## Test the main job on a whole cluster: the part of test-
 
 .PHONY: test-guests
 test-guests: setup $(STAMPS)/kubevirt-packages ## Test with guests of libvirt and of a real KubeVirt (hours)
-	$(PYTEST) tests/lab/test_guests.py tests/lab/test_guest_migration.py
+	$(PYTEST) $(LIBVIRT_CONTRACT) tests/lab/test_guests.py tests/lab/test_guest_migration.py
 	$(PYTEST) tests/guests
 	$(PYTEST) tests/kubevirt
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished, Unsupported
-from aoe_core.model import VolumeId, VolumeStatus
+from aoe_core.model import AccessMode, VolumeId, VolumeStatus
 from aoe_core.resources.claims import ClaimStore
 from aoe_core.resources.fields import quantity
 from aoe_core.resources.guest_access import AccessRules, require_machine_access
@@ -128,6 +128,7 @@ class MachineDisks(GuestDiskRole):
             disk = self._teller.change(disk, lambda now: admitted.noted_in(now, name))
             self._claims.hold(disk, admitted.claim)
             if not has_it:
+                _require_pluggable(admitted, machine)
                 self._require_free(admitted, machine)
             if not plugged:
                 self._machines.put_disks(with_disk(machine, disk, read_only=admitted.read_only))
@@ -175,8 +176,7 @@ class MachineDisks(GuestDiskRole):
         if state is None:
             raise Unfinished(
                 f"KubeVirt has not taken note of it for {machine} yet; it does with the feature gate "
-                "DeclarativeHotplugVolumes, without HotplugVolumes, and unless the machine says "
-                "updateVolumesStrategy: Migration"
+                "DeclarativeHotplugVolumes, without HotplugVolumes"
             )
         if state.phase != READY:
             raise Unfinished(
@@ -250,6 +250,21 @@ def _other_claim(machine: VirtualMachine, disk: AoEGuestDisk) -> str | None:
     """Return the claim that somebody has put where the disk's was, as restoring a machine does; None when none is."""
     volume = find_volume(machine, volume_name(disk))
     return None if volume is None or claim_of(volume) == disk.spec.claim else str(claim_of(volume))
+
+
+def _require_pluggable(admitted: Admitted, machine: VirtualMachine) -> None:
+    """Check that KubeVirt can plug a claim into a machine that runs, and what comes after it. Raises: Unsupported."""
+    if admitted.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
+        raise Unsupported(
+            f"{admitted.claim} is ReadWriteOncePod, and KubeVirt brings each change of what is plugged by another pod, "
+            "which would want it too: no disk could come to the machine after this one; use a claim that is "
+            "ReadWriteOnce"
+        )
+    if machine.migrates_volumes:
+        raise Unsupported(
+            f"{machine} has updateVolumesStrategy: Migration, with which KubeVirt neither plugs nor unplugs; take that "
+            "out of its spec"
+        )
 
 
 def _require_no_other(machine: VirtualMachine, disk: AoEGuestDisk) -> None:

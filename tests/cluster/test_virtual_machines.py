@@ -85,6 +85,7 @@ def test_disks_are_changed_over_what_was_read_and_all_else_stays(
     read = machines.find_machine(NAMESPACE, "vm1")
     assert read is not None
     assert (read.volumes, [one["name"] for one in read.disks], read.deleting) == ((ROOT,), ["root"], False)
+    assert not read.migrates_volumes
     more = {"name": "more", "persistentVolumeClaim": {"claimName": "data", "hotpluggable": True}}
     disk = {"name": "more", "serial": "0123abcde", "disk": {"bus": "virtio"}}
     written = machines.put_disks(replace(read, volumes=(*read.volumes, more), disks=(*read.disks, disk)))
@@ -101,6 +102,14 @@ def test_disks_are_changed_over_what_was_read_and_all_else_stays(
     defined.apply(virtual_machine(NAMESPACE))
     with pytest.raises(Busy):  # Another one of the name.
         machines.put_disks(written)
+
+
+def test_a_machine_whose_volumes_are_migrated_is_known(defined: ControlPlane, machines: KubernetesMachines) -> None:
+    patch = '--patch={"spec":{"updateVolumesStrategy":"Migration"}}'
+    defined.kubectl("patch", "virtualmachine/vm1", f"-n{NAMESPACE}", "--type=merge", patch)
+    read = machines.find_machine(NAMESPACE, "vm1")
+    assert read is not None
+    assert read.migrates_volumes
 
 
 def test_what_runs_of_a_machine_is_read(defined: ControlPlane, machines: KubernetesMachines) -> None:

@@ -59,6 +59,15 @@ class Guests(Protocol):
     def stop(self, uuid: str) -> None:
         """End a guest at once."""
 
+    def save(self, uuid: str) -> None:
+        """Put a guest to sleep, its memory on disk."""
+
+    def rename(self, uuid: str) -> str:
+        """Give a domain that does not run another name, and return that."""
+
+    def undefine(self, uuid: str) -> None:
+        """Take a domain's configuration away."""
+
     def start_with_host(self, uuid: str) -> None:
         """Have a guest start whenever its host does."""
 

@@ -71,6 +71,16 @@ class FakeGuests:
     def stop(self, uuid: str) -> None:
         self._state.stop(self._guest(uuid))
 
+    def save(self, uuid: str) -> None:
+        self._state.save(self._guest(uuid))
+
+    def rename(self, uuid: str) -> str:
+        self._guest(uuid).name = "renamed"
+        return "renamed"
+
+    def undefine(self, uuid: str) -> None:
+        self._state.undefine(self._guest(uuid))
+
     def start_with_host(self, uuid: str) -> None:
         self._guest(uuid).autostart = True
 

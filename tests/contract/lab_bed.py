@@ -121,6 +121,16 @@ class RealGuests:
     def stop(self, uuid: str) -> None:
         _run("virsh", "destroy", uuid)
 
+    def save(self, uuid: str) -> None:
+        _run("virsh", "managedsave", uuid)
+
+    def rename(self, uuid: str) -> str:
+        _run("virsh", "domrename", uuid, "renamed")
+        return "renamed"
+
+    def undefine(self, uuid: str) -> None:
+        _run("virsh", "undefine", uuid)
+
     def start_with_host(self, uuid: str) -> None:
         _run("virsh", "autostart", uuid)
 
@@ -136,8 +146,8 @@ class RealGuests:
         """Take every disk from everybody; a guest that does not let go is ended."""
         for name in ("transient", "without-slots", "shut-off"):
             _run("virsh", "destroy", name, check=False)
-        for name in ("shut-off", "without-slots"):
-            _run("virsh", "undefine", name, check=False)
+        for name in ("shut-off", "without-slots", "renamed"):
+            _run("virsh", "undefine", "--managed-save", name, check=False)
         with contextlib.suppress(NotFound):
             domain = self._hypervisor.get_domain("with-slots")
             for disk in domain.config:

@@ -322,8 +322,8 @@ def uids_of_pods(cluster: Cluster) -> set[str]:
 def test_two_guests_cannot_have_one_claim(
     cluster: Cluster, claims: Claims, disks: GuestDisks, guest: Guest, evidence: Evidence
 ) -> None:
-    """On one host, and on two."""
-    block_claim(claims)
+    """On one host, and on two; also where two hosts may have it, for a guest that moves."""
+    claims.claim("data", size=SIZE, storage_class="thick", block=True, mode="ReadWriteMany")
     for number, host in enumerate(cluster.hypervisors):
         other = Guest.define(host, "g2")
         try:
@@ -358,6 +358,13 @@ def test_a_guest_moves_to_another_host_and_back_while_it_writes(
     disk = disks.attached("d", "data", guest)
     guest.start_writer(disk.name, "moved")
     guest.await_acknowledged(5)
+    # Called off before it began.
+    disks.say_where("d", migrateTo=there.name)
+    disks.await_said("d", "Migratable", "True")
+    disks.say_where("d", migrateTo=None)
+    await_(lambda: claims.holders("data") == 2 * here.name, "the other host to let go")
+    assert records_on(there) == ""
+    guest.await_acknowledged(guest.acknowledged() + 5)
     at = guest
     for source, target in ((here, there), (there, here)):
         disks.say_where("d", migrateTo=target.name)
@@ -372,7 +379,10 @@ def test_a_guest_moves_to_another_host_and_back_while_it_writes(
     assert at.wrong(disk.name, "moved", last) == 0
     disks.detach("d")
     await_nothing_left(cluster, guest, disk)
-    evidence(f"a guest moved to another host and back while it wrote: {last + 1} acknowledged blocks, none lost")
+    evidence(
+        f"a guest moved to another host and back while it wrote, after a move that was called off: {last + 1}"
+        " acknowledged blocks, none lost"
+    )
 
 
 def test_a_libvirt_that_is_restarted_takes_nothing_from_a_guest(

@@ -91,6 +91,37 @@ def prepare(guest: Guest, target: Machine, volume: Workload) -> None:
     assert [row["state"] for row in listed(target)] == ["expected"]
 
 
+def test_a_host_that_dies_while_a_guest_is_on_its_way_there_leaves_it_where_it_was(
+    cluster: Standalone, guest: Guest, hosts: tuple[Machine, Machine], volume: Workload, evidence: Evidence
+) -> None:
+    source, target = hosts
+    command(source, "attach", guest.name, volume.volume_id, "--shared")
+    disk = guest.await_disk(serial_of(volume))
+    guest.start_writer(disk.name, "dies")
+    guest.await_acknowledged(5)
+    prepare(guest, target, volume)
+    with source.spawn(shlex.join(guest.migration_to(target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
+        await_(lambda: has_sent(guest), "nothing of its memory is on its way")
+        target.power_cut()
+        half_way = guest.acknowledged()
+        source.run(["virsh", "domjobabort", guest.name], timeout_s=120)
+        assert moving.wait(600) != 0, moving.output()
+    assert guest.state() == "running"
+    guest.await_acknowledged(half_way + 5)
+    last = guest.stop_writer()
+    assert guest.wrong(disk.name, "dies", last) == 0
+    # Back again, it has a record of a guest that never came.
+    cluster.compute[target.name].boot(300)
+    command(target, "detach", guest.name, volume.volume_id)
+    assert_has_nothing(target)
+    command(source, "detach", guest.name, volume.volume_id)
+    assert_has_nothing(source)
+    evidence(
+        f"the host that a guest was on its way to lost power: it wrote on where it was, {last + 1} acknowledged blocks,"
+        " none lost; neither host has anything left"
+    )
+
+
 def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     guest: Guest, hosts: tuple[Machine, Machine], volume: Workload, evidence: Evidence
 ) -> None:
@@ -99,6 +130,14 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     disk = guest.await_disk(serial_of(volume))
     guest.start_writer(disk.name, "moved")
     guest.await_acknowledged(5)
+
+    # Two hosts have it for one guest's move, and not for two guests.
+    other = Guest.define(target, "g2")
+    refused = command(target, "attach", other.name, volume.volume_id, "--shared", check=False)
+    assert refused.code == 2
+    assert "two guests never write to one volume" in refused.stderr
+    other.undefine()
+    assert_has_nothing(target)
 
     # Half-way, and back.
     prepare(guest, target, volume)

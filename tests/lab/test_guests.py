@@ -312,6 +312,26 @@ def test_a_guest_without_a_free_slot_is_told_of(host: Machine, guest: Guest, vol
         full.undefine()
 
 
+def test_a_domain_keeps_its_disk_under_another_name_and_lets_go_of_it_when_it_is_undefined(
+    cluster: Standalone, host: Machine, guest: Guest, volume: Callable[[], Workload]
+) -> None:
+    one, off = volume(), Guest.define(host, "off")
+    command(host, "attach", off.name, one.volume_id)
+    host.run(["virsh", "domrename", off.name, "renamed"])
+    renamed = Guest(machine=host, name="renamed")
+    try:
+        assert [(row["domain"], row["state"]) for row in listed(host)] == [(renamed.name, "attached")]
+        command(host, "detach", renamed.name, one.volume_id)
+        assert_nothing_left(cluster, host, guest, one)
+        assert serial_of(one) not in renamed.xml(inactive=True)
+        command(host, "attach", renamed.name, one.volume_id)
+    finally:
+        renamed.undefine()
+    assert [row["state"] for row in listed(host)] == ["domain gone"]
+    command(host, "detach", renamed.name, one.volume_id)
+    assert_nothing_left(cluster, host, guest, one)
+
+
 def test_a_guest_that_does_not_listen_keeps_its_disk(
     cluster: Standalone, host: Machine, guest: Guest, volume: Callable[[], Workload]
 ) -> None:

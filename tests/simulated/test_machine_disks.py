@@ -320,6 +320,17 @@ def test_a_claim_with_a_file_system(cluster: GuestDiskCluster) -> None:
     refused(cluster, "use a claim with volumeMode: Block")
 
 
+def test_a_claim_for_one_pod_alone(cluster: GuestDiskCluster) -> None:
+    """KubeVirt could not bring the machine any other disk after it."""
+    cluster.api.change_volume(CLAIM, access_modes=("ReadWriteOncePod",))
+    refused(cluster, f"claim {NAMESPACE}/{CLAIM} is ReadWriteOncePod")
+
+
+def test_a_machine_whose_volumes_are_not_plugged_but_migrated(cluster: GuestDiskCluster) -> None:
+    cluster.kubevirt.put(replace(cluster.kubevirt.machines[MACHINE], migrates_volumes=True))
+    refused(cluster, "updateVolumesStrategy: Migration")
+
+
 def test_a_claim_that_the_machine_has_by_itself(cluster: GuestDiskCluster) -> None:
     cluster.api.add_claim("system", VOLUME, "ReadWriteOnce")
     refused(cluster, "as volume root of its own spec", claim="system")

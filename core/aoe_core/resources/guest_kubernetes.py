@@ -284,7 +284,8 @@ def _claim(raw: Mapping[str, Any]) -> Claim:
 
 
 def _machine(raw: Mapping[str, Any]) -> VirtualMachine:
-    metadata, spec = raw["metadata"], _part(_part(_part(raw, "spec"), "template"), "spec")
+    metadata, machine = raw["metadata"], _part(raw, "spec")
+    spec = _part(_part(machine, "template"), "spec")
     return VirtualMachine(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -293,6 +294,7 @@ def _machine(raw: Mapping[str, Any]) -> VirtualMachine:
         deleting=metadata.get("deletionTimestamp") is not None,
         volumes=tuple(spec.get("volumes") or ()),
         disks=tuple(_part(_part(spec, "domain"), "devices").get("disks") or ()),
+        migrates_volumes=machine.get("updateVolumesStrategy") == "Migration",
     )
 
 

@@ -57,6 +57,8 @@ class VirtualMachine:
     deleting: bool
     volumes: tuple[Mapping[str, Any], ...]
     disks: tuple[Mapping[str, Any], ...]
+    migrates_volumes: bool = False
+    """updateVolumesStrategy: Migration, with which a change of its volumes is none of what is plugged."""
 
     def __str__(self) -> str:
         return f"virtual machine {self.namespace}/{self.name}"

@@ -111,6 +111,10 @@ class VirtualMachine(GuestLine):
         self._patch({"runStrategy": "Always"})
         self.await_running()
 
+    def is_migratable(self) -> bool:
+        """Say whether KubeVirt could move it to another node."""
+        return self._said("vmi", "{.status.conditions[?(@.type=='LiveMigratable')].status}") == "True"
+
     def migrate(self) -> None:
         """Have it move to another node while it runs, and wait until it has. Raises: LabError with what KubeVirt says
         of a move that failed, or did not come to its end."""
