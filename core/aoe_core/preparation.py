@@ -72,6 +72,7 @@ def wanted(settings: Settings, others: Collection[str] = ()) -> tuple[HostFile, 
             HostFile(path=f"{_UNITS}/aoe-csi-exports.service", text=_template("aoe-csi-exports.service", settings)),
             HostFile(path=f"{LIBEXEC}/export-wrapper", text=_template("export-wrapper", settings), mode=0o755),
             HostFile(path=f"{LIBEXEC}/start-exports", text=_template("start-exports", settings), mode=0o755),
+            HostFile(path="/etc/udev/rules.d/57-aoe-csi.rules", text=_template("aoe-csi-volumes.rules", settings)),
         ]
     return tuple(files)
 
@@ -178,6 +179,7 @@ def _template(name: str, settings: Settings) -> str:
         # An empty list would mean every interface.
         .replace("@INTERFACES@", ",".join(san.interface for san in settings.san) or "none")
         .replace("@DEADSECS@", str(settings.initiator.deadsecs))
+        .replace("@VOLUME_GROUPS@", "|".join(sorted({pool.volume_group for pool in settings.pool})))
     )
 
 

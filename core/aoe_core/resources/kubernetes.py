@@ -18,6 +18,8 @@ from typing import Any, Self
 import httpx2
 import lightkube
 import msgspec
+from lightkube.config import client_adapter
+from lightkube.config.kubeconfig import SingleConfig
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
 from lightkube.models.coordination_v1 import LeaseSpec
@@ -64,6 +66,9 @@ _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernet
 _LOOK_ANYWAY_S = 20.0
 """How long a waiter trusts that the watch would have told it; a hundred wait at once, and each look costs a request."""
 _REQUEST_S = 20.0
+_CONNECTIONS = httpx2.Limits(max_connections=100, max_keepalive_connections=40, keepalive_expiry=30.0)
+"""As many are kept as calls are served at once. An API server ends idle ones after 90 s (k8s.io/apiserver, secure
+serving), and who is in between may sooner."""
 _WATCH_S = 120
 """So long a watch lasts; the server ends it then, and it is taken up again."""
 _AGAIN_S = 1.0
@@ -406,7 +411,10 @@ class _Changes:
 def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     """Return a client. Raises: Invalid when nothing says where the API server is."""
     try:
-        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
+        known = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else lightkube.KubeConfig.from_env()
+        config = known.get()
+        assert config is not None, "without a context lightkube raises"
+        words["transport"] = _transport(config)
         client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), **words)
     except (ConfigError, OSError) as error:
         raise Invalid(
@@ -415,6 +423,14 @@ def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     # A watch would wait for ever for a server that lost power and never said so.
     client._client._watch_timeout.read = _WATCH_S + _REQUEST_S  # noqa: SLF001 - lightkube offers no other way.
     return client
+
+
+def _transport(config: SingleConfig) -> httpx2.BaseTransport:
+    """Return what keeps connections for longer than httpx does by itself, which is 5 s: a Lease is renewed each 10 s,
+    and the handshakes for that are most of what a process of ours takes while it is idle."""
+    assert config.user is not None, "lightkube reads a user, or raises"
+    verify = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
+    return httpx2.HTTPTransport(verify=verify, limits=_CONNECTIONS)
 
 
 def _object(generic: type[Generic], content: Mapping[str, Any]) -> Any:

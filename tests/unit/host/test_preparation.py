@@ -2,7 +2,7 @@
 
 from aoe_core.host.ingress import interfaces_in
 from aoe_core.preparation import wanted
-from aoe_core.settings import San, Settings
+from aoe_core.settings import Pool, San, Settings
 
 
 def settings(**interfaces: str) -> Settings:
@@ -28,6 +28,13 @@ def test_a_role_without_a_san_leaves_the_other_s_rules_and_opens_no_interface() 
     assert "# interface eth1" in text("ingress.nft", settings(), {"eth1"})
     assert "aoe_iflist=none " in text("modprobe.d/aoe-csi.conf", settings())
     assert "aoe_iflist=eth1 " in text("modprobe.d/aoe-csi.conf", settings(a="eth1"))
+
+
+def test_udev_keeps_away_from_the_volumes_of_every_group() -> None:
+    pools = (Pool(name="thick", volume_group="slow"), Pool(name="thin", volume_group="fast", thin_pool="tp"))
+    rules = text("57-aoe-csi.rules", Settings(node="n", san=(), pool=(*pools, Pool(name="b", volume_group="slow"))))
+    assert 'ENV{DM_VG_NAME}=="fast|slow"' in rules
+    assert not any(one.path.endswith("57-aoe-csi.rules") for one in wanted(settings(a="eth1")))
 
 
 def test_what_has_rules_is_read_off_the_file() -> None:
