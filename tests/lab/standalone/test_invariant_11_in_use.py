@@ -6,7 +6,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from aoe_lab.standalone import THICK, Standalone, Workload, capability
+from aoe_lab.standalone import THICK, VOLUME_GROUP, Standalone, Workload, capability
 
 FLUSH = "/dev/etherd/flush"
 
@@ -35,6 +35,30 @@ def test_deleting_a_published_volume_is_refused(workload: Callable[..., Workload
         volume.delete()
     assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "compute1" in (refusal.value.details() or "")
+
+
+def test_udev_does_not_look_into_a_volume_where_it_is_stored(
+    cluster: Standalone, workload: Callable[..., Workload]
+) -> None:
+    """Nor does it watch it, so that nobody opens it but who uses it. Control: it does so with anybody else's."""
+    volume = workload(pool=THICK, size_bytes=64 << 20)
+    volume.create()
+    volume.attach("compute1")
+    volume.detach("compute1")
+    storage = cluster.storage["storage1"].machine
+    other = f"/dev/{VOLUME_GROUP}/by-hand"
+    storage.run(f"lvcreate -qq -y -L 64m -n by-hand {VOLUME_GROUP} && mkfs.ext4 -q {other}")
+    try:
+        for device, looked_into in ((f"/dev/{VOLUME_GROUP}/v-{volume.volume_id}", False), (other, True)):
+            assert storage.run(["blkid", "-p", "-s", "TYPE", "-o", "value", device]).stdout == "ext4\n"
+            storage.run(["udevadm", "trigger", "--settle", "--action=change", device], timeout_s=60)
+            seen = storage.run(["udevadm", "info", "--query=property", device]).stdout
+            assert ("ID_FS_TYPE=ext4" in seen) is looked_into
+            number = storage.run(["stat", "--dereference", "--format=b%Hr:%Lr", device]).stdout.strip()
+            watched = storage.run(f"test -e /run/udev/watch/{number}", check=False).code == 0
+            assert watched is looked_into
+    finally:
+        storage.run(["lvremove", "-qq", "-y", f"{VOLUME_GROUP}/by-hand"])
 
 
 def test_the_sweeper_forgets_detached_devices_and_no_others(
