@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,9 @@ from typing import Any, Self
 import httpx2
 import lightkube
 import msgspec
-from lightkube.config import client_adapter
-from lightkube.config.kubeconfig import SingleConfig
+from lightkube.config.client_adapter import ConnectionParams
 from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.core.generic_client import GenericSyncClient
 from lightkube.generic_resource import Generic, GenericGlobalResource, create_global_resource
 from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.core_v1 import EventSource, ObjectReference
@@ -66,9 +67,8 @@ _NODE_PODS: dict[str, Any] = {"app.kubernetes.io/name": "aoe-csi", "app.kubernet
 _LOOK_ANYWAY_S = 20.0
 """How long a waiter trusts that the watch would have told it; a hundred wait at once, and each look costs a request."""
 _REQUEST_S = 20.0
-_CONNECTIONS = httpx2.Limits(max_connections=100, max_keepalive_connections=40, keepalive_expiry=30.0)
-"""As many are kept as calls are served at once. An API server ends idle ones after 90 s (k8s.io/apiserver, secure
-serving), and who is in between may sooner."""
+_KEPT_S = 30.0
+"""An API server ends idle connections after 90 s (k8s.io/apiserver, secure serving); who is in between may sooner."""
 _WATCH_S = 120
 """So long a watch lasts; the server ends it then, and it is taken up again."""
 _AGAIN_S = 1.0
@@ -408,14 +408,34 @@ class _Changes:
                 inbox.put(None if event == "DELETED" else resource)
 
 
+@dataclass
+class _Connections(ConnectionParams):
+    """How the API server is reached: by connections that are kept for longer than httpx does by itself, which is 5 s.
+
+    A Lease is renewed each 10 s, and a handshake for each took a third of an idle role's processor time.
+    """
+
+    limits: httpx2.Limits = field(
+        default_factory=lambda: httpx2.Limits(
+            max_connections=100, max_keepalive_connections=40, keepalive_expiry=_KEPT_S
+        )
+    )
+    """As many are kept as calls are served at once."""
+
+
+class _KeepingClient(lightkube.Client):
+    """lightkube's client, which has no word for how long connections are kept."""
+
+    def __init__(self, config: lightkube.KubeConfig | None, **words: Any) -> None:
+        self._timeout = httpx2.Timeout(_REQUEST_S)
+        self._client = GenericSyncClient(_Connections(timeout=self._timeout), config, **words)
+
+
 def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     """Return a client. Raises: Invalid when nothing says where the API server is."""
     try:
-        known = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else lightkube.KubeConfig.from_env()
-        config = known.get()
-        assert config is not None, "without a context lightkube raises"
-        words["transport"] = _transport(config)
-        client = lightkube.Client(config=config, timeout=httpx2.Timeout(_REQUEST_S), **words)
+        config = lightkube.KubeConfig.from_file(str(kubeconfig)) if kubeconfig else None
+        client = _KeepingClient(config, **words)
     except (ConfigError, OSError) as error:
         raise Invalid(
             f"no API server is known ({error}); run this in a cluster's pod, or name a kubeconfig with --kubeconfig"
@@ -423,14 +443,6 @@ def connected(kubeconfig: Path | None, **words: Any) -> lightkube.Client:
     # A watch would wait for ever for a server that lost power and never said so.
     client._client._watch_timeout.read = _WATCH_S + _REQUEST_S  # noqa: SLF001 - lightkube offers no other way.
     return client
-
-
-def _transport(config: SingleConfig) -> httpx2.BaseTransport:
-    """Return what keeps connections for longer than httpx does by itself, which is 5 s: a Lease is renewed each 10 s,
-    and the handshakes for that are most of what a process of ours takes while it is idle."""
-    assert config.user is not None, "lightkube reads a user, or raises"
-    verify = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
-    return httpx2.HTTPTransport(verify=verify, limits=_CONNECTIONS)
 
 
 def _object(generic: type[Generic], content: Mapping[str, Any]) -> Any:

@@ -1,4 +1,5 @@
-"""Connections to the API server outlast the time between two questions of a process that is idle."""
+"""Connections to the API server: they outlast the time between two questions of a process that is idle, and go by the
+proxy that the environment names."""
 
 import http.server
 import json
@@ -51,19 +52,32 @@ def server() -> Iterator[_Server]:
         thread.join()
 
 
-def test_one_connection_serves_questions_that_are_seconds_apart(server: _Server, tmp_path: Path) -> None:
-    kubeconfig = tmp_path / "kubeconfig"
+def kubeconfig_of(place: Path, server: str) -> Path:
+    """Write a kubeconfig of a server that asks nobody who he is."""
+    kubeconfig = place / "kubeconfig"
     kubeconfig.write_text(
         json.dumps(
             {
-                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+                "clusters": [{"name": "c", "cluster": {"server": server}}],
                 "users": [{"name": "u", "user": {}}],
                 "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
                 "current-context": "x",
             }
         )
     )
-    client = connected(kubeconfig)
+    return kubeconfig
+
+
+def test_the_environment_s_proxy_is_used(server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
+    client = connected(kubeconfig_of(tmp_path, "http://api.invalid"))
+    assert is_definition_going(client, "anything")
+    assert len(server.asked_by) == 1
+    client.close()
+
+
+def test_one_connection_serves_questions_that_are_seconds_apart(server: _Server, tmp_path: Path) -> None:
+    client = connected(kubeconfig_of(tmp_path, f"http://127.0.0.1:{server.server_port}"))
     assert is_definition_going(client, "anything")
     time.sleep(LONGER_THAN_HTTPX_WAITS_S)
     assert is_definition_going(client, "anything")
