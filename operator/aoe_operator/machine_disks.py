@@ -125,10 +125,11 @@ class MachineDisks(GuestDiskRole):
                 )
             _require_no_other(machine, disk)
             admitted = self._claims.admit(disk, node=instance.node if instance is not None else "", has_it=has_it)
+            if not has_it:
+                _require_pluggable(admitted, machine)
             disk = self._teller.change(disk, lambda now: admitted.noted_in(now, name))
             self._claims.hold(disk, admitted.claim)
             if not has_it:
-                _require_pluggable(admitted, machine)
                 self._require_free(admitted, machine)
             if not plugged:
                 self._machines.put_disks(with_disk(machine, disk, read_only=admitted.read_only))
