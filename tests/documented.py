@@ -22,8 +22,12 @@ class Example:
     text: str
 
     def resources(self) -> list[dict[str, Any]]:
-        """Return the Kubernetes objects of a YAML example; none where it is of something else, as a chart's values."""
-        return [one for one in yaml.safe_load_all(self.text) if "apiVersion" in one]
+        """Return the Kubernetes objects of a YAML example, for a namespace of a test's own; none where it is of
+        something else, as a chart's values."""
+        found = [one for one in yaml.safe_load_all(self.text) if "apiVersion" in one]
+        for one in found:
+            one["metadata"].pop("namespace", None)
+        return found
 
 
 def examples(language: str, page: str = "*") -> list[Example]:

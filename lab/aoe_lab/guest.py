@@ -55,7 +55,7 @@ MIGRATION_S = 900.0
 # Listens for everybody, as nobody but the lab's machines is there.
 _LISTEN = """
 systemctl is-active -q libvirtd-tcp.socket && exit
-printf 'auth_tcp = "none"\\n' >> /etc/libvirt/libvirtd.conf
+grep -q '^auth_tcp' /etc/libvirt/libvirtd.conf || printf 'auth_tcp = "none"\\n' >> /etc/libvirt/libvirtd.conf
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
 systemctl enable -q libvirtd-tcp.socket
 systemctl start libvirtd-tcp.socket libvirtd.socket

@@ -35,8 +35,6 @@ def test_a_resource_is_accepted(clean: ControlPlane, example: Example) -> None:
     for one in example.resources():
         if one["apiVersion"].startswith(OTHERS):
             continue
-        # What it would say of a namespace that is not there hides what it says of the rest.
-        one["metadata"].pop("namespace", None)
         words = ("create", "--dry-run=server", "--validate=strict", "--namespace=default", "-f", "-")
         clean.kubectl(*words, stdin=json.dumps(one))
 

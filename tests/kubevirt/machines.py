@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aoe_lab.kubernetes.cluster import Cluster
 
 QEMU = 107
+MACHINE = ("guests-kubernetes.md", "A machine from a claim")
 ROOT = "root"
 """The disk that a documented machine boots from."""
 SIZE = "64Mi"
@@ -26,8 +27,7 @@ SIZE = "64Mi"
 
 def documented_claim() -> dict[str, Any]:
     """Return the claim of the documentation's machine, of a size and a class that the lab has."""
-    claim, _ = _documented()
-    del claim["metadata"]["namespace"]
+    claim, _ = documented(*MACHINE)
     claim["spec"]["storageClassName"] = "thin"
     claim["spec"]["resources"]["requests"]["storage"] = SIZE
     return claim
@@ -35,7 +35,8 @@ def documented_claim() -> dict[str, Any]:
 
 def documented_machine() -> dict[str, Any]:
     """Return the machine of the documentation."""
-    return _documented()[1]
+    _, machine = documented(*MACHINE)
+    return machine
 
 
 def machine_of(name: str, claim: str) -> dict[str, Any]:
@@ -50,13 +51,7 @@ def machine_of(name: str, claim: str) -> dict[str, Any]:
 def documented_disk() -> dict[str, Any]:
     """Return the AoEGuestDisk of the documentation, for its machine."""
     (disk,) = documented("guests-kubernetes.md", "A disk by AoEGuestDisk")
-    del disk["metadata"]["namespace"]
     return disk
-
-
-def _documented() -> tuple[dict[str, Any], dict[str, Any]]:
-    claim, machine = documented("guests-kubernetes.md", "A machine from a claim")
-    return claim, machine
 
 
 OWN_CLAIM = documented_claim()["metadata"]["name"]

@@ -210,13 +210,13 @@ def test_a_machine_moves_to_another_node_while_it_writes(
     last = machine.stop_writer()
     assert machine.wrong(disk.name, "moved", last) == 0
     claims.await_("the source to let go", lambda: devices_on(source) or None, READY_S)
-    claims.await_(
-        "the source's grants to be given back",
-        lambda: " ".join(
-            holders for name in (OWN_CLAIM, "data") if (holders := claims.holders(name)) != 2 * target.name
-        ) or None,
-        READY_S,
-    )  # fmt: skip
+    has_let_go = {2 * target.name}
+
+    def held() -> str | None:
+        holders = {claims.holders(name) for name in (OWN_CLAIM, "data")}
+        return None if holders == has_let_go else str(holders)
+
+    claims.await_("the source's grants to be given back", held, READY_S)
     evidence(
         f"a running machine moved from {source.name} to {target.name} while it wrote: block {before} before the move,"
         f" {arrived} at its end, {last + 1} in all, none lost; the source has no device left"

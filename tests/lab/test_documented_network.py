@@ -4,16 +4,21 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from tests.documented import examples
 
 from aoe_lab import Lab, Machine, Topology
-from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.lab import default_name
 
 pytestmark = pytest.mark.long
 
-PAGE = CHECKOUT / "docs" / "host-preparation.md"
-FILE = re.compile(r"```ini\n# (\S+): [^\n]*\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"# (\S+): [^\n]*\n(.*)", re.DOTALL)
 PLACE = "/etc/systemd/network"
+
+
+def documented_files() -> dict[str, str]:
+    """Return name → content."""
+    found = (FILE.fullmatch(one.text) for one in examples("ini", "host-preparation.md"))
+    return {one[1]: one[2] for one in found if one is not None}
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_a_vlan_on_a_bond_comes_up_as_the_page_says(machine: Machine) -> None:
-    files = dict(FILE.findall(PAGE.read_text()))
+    files = documented_files()
     card = files.pop("30-san-card.network")
     files["32-san0.network"] = re.sub("MACAddress=.*", "Name=san0", card)
     assert len(files) == 5
@@ -43,7 +48,7 @@ def test_a_vlan_on_a_bond_comes_up_as_the_page_says(machine: Machine) -> None:
 
 
 def test_a_card_of_its_own_comes_up_as_the_page_says(machine: Machine) -> None:
-    files = dict(FILE.findall(PAGE.read_text()))
+    files = documented_files()
     machine.run(f"cat > {PLACE}/30-san-card.network", stdin=files["30-san-card.network"])
     machine.run("ip link set eth1 down mtu 1500; systemctl start systemd-networkd")
     machine.run("/lib/systemd/systemd-networkd-wait-online --timeout=60 --interface=eth1:carrier", timeout_s=90)

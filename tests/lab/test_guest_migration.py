@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from aoe_lab import Machine
     from aoe_lab.evidence import Evidence
+    from aoe_lab.guest import SeenDisk
+    from aoe_lab.remote_process import RemoteProcess
 
 SIZE_BYTES = 64 << 20
 FORGOTTEN_S = 300.0
@@ -85,6 +88,23 @@ def assert_has_nothing(host: Machine) -> None:
     await_no_device(host, FORGOTTEN_S)
 
 
+def under_writes(guest: Guest, volume: Workload, salt: str) -> SeenDisk:
+    """Give a guest a volume that two hosts may have, and have it write there."""
+    command(guest.machine, "attach", guest.name, volume.volume_id, "--shared")
+    disk = guest.await_disk(serial_of(volume))
+    guest.start_writer(disk.name, salt)
+    guest.await_acknowledged(5)
+    return disk
+
+
+@contextmanager
+def on_its_way(guest: Guest, target: Machine) -> Iterator[RemoteProcess]:
+    """Have a guest move so slowly that it is half-way for minutes."""
+    with guest.machine.spawn(shlex.join(guest.migration_to(target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
+        await_(lambda: has_sent(guest), "nothing of its memory is on its way")
+        yield moving
+
+
 def prepare(guest: Guest, target: Machine, volume: Workload) -> None:
     uuid = guest.machine.run(["virsh", "domuuid", guest.name]).stdout.strip()
     command(target, "prepare", guest.name, volume.volume_id, "--uuid", uuid)
@@ -95,13 +115,9 @@ def test_a_host_that_dies_while_a_guest_is_on_its_way_there_leaves_it_where_it_w
     cluster: Standalone, guest: Guest, hosts: tuple[Machine, Machine], volume: Workload, evidence: Evidence
 ) -> None:
     source, target = hosts
-    command(source, "attach", guest.name, volume.volume_id, "--shared")
-    disk = guest.await_disk(serial_of(volume))
-    guest.start_writer(disk.name, "dies")
-    guest.await_acknowledged(5)
+    disk = under_writes(guest, volume, "dies")
     prepare(guest, target, volume)
-    with source.spawn(shlex.join(guest.migration_to(target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
-        await_(lambda: has_sent(guest), "nothing of its memory is on its way")
+    with on_its_way(guest, target) as moving:
         target.power_cut()
         half_way = guest.acknowledged()
         source.run(["virsh", "domjobabort", guest.name], timeout_s=120)
@@ -126,10 +142,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
     guest: Guest, hosts: tuple[Machine, Machine], volume: Workload, evidence: Evidence
 ) -> None:
     source, target = hosts
-    command(source, "attach", guest.name, volume.volume_id, "--shared")
-    disk = guest.await_disk(serial_of(volume))
-    guest.start_writer(disk.name, "moved")
-    guest.await_acknowledged(5)
+    disk = under_writes(guest, volume, "moved")
 
     # Two hosts have it for one guest's move, and not for two guests.
     other = Guest.define(target, "g2")
@@ -141,8 +154,7 @@ def test_a_move_that_is_called_off_half_way_and_one_that_is_not(
 
     # Half-way, and back.
     prepare(guest, target, volume)
-    with source.spawn(shlex.join(guest.migration_to(target, "--bandwidth", str(SLOW_MIB_PER_S)))) as moving:
-        await_(lambda: has_sent(guest), "nothing of its memory is on its way")
+    with on_its_way(guest, target) as moving:
         assert guests_of(target) == [guest.name]
         half_way = guest.acknowledged()
         source.run(["virsh", "domjobabort", guest.name], timeout_s=120)

@@ -41,10 +41,9 @@ class VirtualMachine(GuestLine):
 
     @classmethod
     def create(cls, cluster: Cluster, namespace: str, resource: dict[str, Any]) -> VirtualMachine:
-        """Make one of a resource as a user writes it, in `namespace`. Its processor, its memory and its devices beside
-        the disks become what an emulated node can bear."""
+        """Make one of a resource as a user writes it, without its namespace. Its processor, its memory and its devices
+        beside the disks become what an emulated node can bear."""
         content = deepcopy(resource)
-        content["metadata"].pop("namespace", None)
         made = cls(cluster=cluster, namespace=namespace, name=content["metadata"]["name"])
         template = content["spec"]["template"]
         template["metadata"] = {"labels": {"guest": made.name}}

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from aoe_lab import Lab
-from aoe_lab.standalone import Standalone, Tuning, Workload
+from aoe_lab.standalone import THICK, Standalone, Tuning, Workload
 
 _RUN = f"{int(time.time()) & 0xFFFFF:x}"
 """Tells this run's volumes from those that an earlier one on the same machines may have left behind."""
@@ -56,6 +56,16 @@ def workload(cluster: Standalone, request: pytest.FixtureRequest) -> Iterator[Ca
     yield make
     for one in reversed(made):
         clean_up(one)
+
+
+@pytest.fixture
+def formatted(workload: Callable[..., Workload]) -> Workload:
+    """A thick volume of 64 MiB that has been given its file system, and that nobody holds."""
+    made = workload(pool=THICK, size_bytes=64 << 20)
+    made.create()
+    made.attach("compute1")
+    made.detach("compute1")
+    return made
 
 
 def clean_up(one: Workload) -> None:

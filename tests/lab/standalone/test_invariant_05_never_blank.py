@@ -39,15 +39,9 @@ def power_cut_during(machine: Machine, program: str) -> None:
     machine.power_cut()
 
 
-def test_a_volume_that_had_a_file_system_is_not_made_anew(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_a_volume_that_had_a_file_system_is_not_made_anew(cluster: Standalone, formatted: Workload) -> None:
     """The storage node saw ext4; a device that then looks blank is a wrong disk, not a new one."""
-    volume = workload(pool=THICK, size_bytes=64 << 20)
-    volume.create()
-    volume.attach("compute1")
-    volume.detach("compute1")
-    storage = cluster.storage["storage1"].machine
+    volume, storage = formatted, cluster.storage["storage1"].machine
     storage.run(f"dd if=/dev/zero of=/dev/data/v-{volume.volume_id} bs=1M oflag=direct status=none", check=False)
     volume.publish("compute1")
     with pytest.raises(grpc.RpcError) as refusal:

@@ -37,19 +37,13 @@ def test_deleting_a_published_volume_is_refused(workload: Callable[..., Workload
     assert "compute1" in (refusal.value.details() or "")
 
 
-def test_udev_does_not_look_into_a_volume_where_it_is_stored(
-    cluster: Standalone, workload: Callable[..., Workload]
-) -> None:
+def test_udev_does_not_look_into_a_volume_where_it_is_stored(cluster: Standalone, formatted: Workload) -> None:
     """So that nobody opens it but who uses it. Control: it does so with anybody else's."""
-    volume = workload(pool=THICK, size_bytes=64 << 20)
-    volume.create()
-    volume.attach("compute1")
-    volume.detach("compute1")
     storage = cluster.storage["storage1"].machine
     other = f"/dev/{VOLUME_GROUP}/by-hand"
     storage.run(f"lvcreate -qq -y -L 64m -n by-hand {VOLUME_GROUP} && mkfs.ext4 -q {other}")
     try:
-        for device, looked_into in ((f"/dev/{VOLUME_GROUP}/v-{volume.volume_id}", False), (other, True)):
+        for device, looked_into in ((f"/dev/{VOLUME_GROUP}/v-{formatted.volume_id}", False), (other, True)):
             assert storage.run(["blkid", "-p", "-s", "TYPE", "-o", "value", device]).stdout == "ext4\n"
             storage.run(["udevadm", "trigger", "--settle", "--action=change", device], timeout_s=60)
             seen = storage.run(["udevadm", "info", "--query=property", device]).stdout
