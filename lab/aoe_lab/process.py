@@ -117,26 +117,46 @@ def read_pid(pidfile: Path) -> int | None:
 
 
 def kill(pids: Sequence[int], *, timeout_s: float = 10) -> None:
-    """SIGKILL processes and wait until they are gone (a zombie of ours counts as gone)."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """SIGKILL processes as one, none living to see another's death, and wait until they are gone.
+
+    A zombie of ours counts as gone. Raises: CommandTimedOut.
+    """
     end = time.monotonic() + timeout_s
-    waiting = set(pids)
-    while waiting:
-        waiting = {pid for pid in waiting if not _is_gone(pid)}
-        if waiting and time.monotonic() > end:
-            raise CommandTimedOut(f"host: processes {sorted(waiting)} outlived SIGKILL by {timeout_s:g} s")
-        if waiting:
+    for name, is_so in ((signal.SIGSTOP, _is_still), (signal.SIGKILL, _is_gone)):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, name)
+        while waiting := sorted(pid for pid in pids if not is_so(pid)):
+            if time.monotonic() > end:
+                raise CommandTimedOut(f"host: processes {waiting} outlived {name.name} by {timeout_s:g} s")
             time.sleep(0.01)
+
+
+def _is_still(pid: int) -> bool:
+    """Tell whether no thread of the process runs: stopped, in the kernel on the way to it, or dead."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return True
+    return all(_state(thread) in "DTtXZ" for thread in threads)
+
+
+def _state(task: Path) -> str:
+    """Return the letter of a process or thread, X for one that is no more. Source: proc(5), /proc/pid/stat."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def _is_gone(pid: int) -> bool:
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+    place = Path(f"/proc/{pid}")
+    if (state := _state(place)) == "X":
+        return True
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         # Its first thread may be a zombie while others still hold its files and locks.
-        return state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
+        return state == "Z" and len(list((place / "task").iterdir())) <= 1
     except (FileNotFoundError, ProcessLookupError):
         return True
