@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aoe_lab import Lab
 from aoe_lab import evidence as files
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 # How long an example takes says nothing on a machine that does other work.
 settings.register_profile("busy machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +43,18 @@ def evidence(request: pytest.FixtureRequest) -> files.Evidence:
         test.user_properties.append((_FIGURE, f"`{test.name}`: {sentence}"))
 
     return say
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of a test that failed on a lab's machines say what they said, before anything is undone."""
+    report = yield
+    if report.failed and report.when != "teardown":
+        fixtures = getattr(item, "funcargs", {}).values()
+        labs = [one if isinstance(one, Lab) else getattr(one, "lab", None) for one in fixtures]
+        machines = {machine.name: machine for lab in labs if isinstance(lab, Lab) for machine in lab.machines}
+        report.sections += [(f"journal of {name}", machine.last_words()) for name, machine in machines.items()]
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -285,6 +285,13 @@ class Machine:
     def boot_id(self) -> str:
         return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
 
+    def last_words(self, lines: int = 60) -> str:
+        """Return the end of the journal of this boot, or of the console when the machine does not answer."""
+        try:
+            return self.run(f"journalctl --no-pager -b -n {lines}", timeout_s=SIGN_OF_LIFE_TIMEOUT_S).stdout
+        except LabError as error:
+            return f"{error}\n{self.console_tail(lines)}"
+
     def console_tail(self, lines: int = 40) -> str:
         return self.console.tail(lines)
 
