@@ -6,7 +6,6 @@ and the benchmarks alike, so that all three drive the same thing through the sam
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from aoe_lab import Lab, Machine
 
-OUTLASTING_DEADSECS = 600
-"""Longer than a machine's reboot takes, however slow the host is: the driver's users wait for it."""
 SOCKET = "/run/aoe-csi/csi.sock"
 VOLUME_GROUP = "data"
 THICK, THIN = "thick", "thin"
@@ -198,17 +195,6 @@ class Standalone:
         """Return every server, storage first."""
         yield from self.storage.values()
         yield from self.compute.values()
-
-    @contextlib.contextmanager
-    def deadsecs(self, compute: str, seconds: int) -> Iterator[None]:
-        """Have a compute node's driver wait so long for a silent target; the tuning's is short, for tests' own ends."""
-        parameter = "/sys/module/aoe/parameters/aoe_deadsecs"
-        machine = self.compute[compute].machine
-        machine.run(f"echo {seconds} > {parameter}")
-        try:
-            yield
-        finally:
-            machine.run(f"echo {self.tuning.deadsecs} > {parameter}")
 
     def node_id(self, compute: str) -> str:
         """Return a compute machine's CSI node_id."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,12 +167,7 @@ def test_what_snapshots_need_is_asked_for(helm: Helm, clean: ControlPlane) -> No
     assert refused.code != 0
     assert "does not know VolumeSnapshots" in refused.stderr
     clean.kubectl("apply", "--server-side", "-f", snapshot_definitions())
-    # A busy API server tells of a new kind only a while after it has taken it.
-    clean.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", snapshot_definitions(), timeout_s=90)
-    until = time.monotonic() + 60
-    while "volumesnapshotclasses" not in clean.kubectl("api-resources", "--cached=false", "--no-headers").stdout:
-        assert time.monotonic() < until, "the API server never tells of VolumeSnapshotClasses"
-        time.sleep(0.5)
+    clean.await_defined("-f", snapshot_definitions())
     helm.upgrade(values(snapshots={"enabled": True}), TAKE)
     assert clean.kubectl("get", "volumesnapshotclass", "aoe-csi", "-o", "name").stdout
     helm.run("uninstall", RELEASE)

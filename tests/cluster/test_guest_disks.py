@@ -33,7 +33,7 @@ def define(plane: ControlPlane, namespace: str) -> None:
     """Define guests' disks, and make a namespace for some."""
     (kind,) = (one for one in definitions.KINDS if one.struct is AoEGuestDisk)
     plane.kubectl("apply", "--server-side", "-f-", stdin=definitions.text(kind))
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/aoeguestdisks.aoe-csi.dev", timeout_s=90)
+    plane.await_defined("crd/aoeguestdisks.aoe-csi.dev")
     plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
 

@@ -453,9 +453,9 @@ def test_a_ticket_taken_back_before_it_was_granted_is_answered(
     unreachable = dataclasses.replace(second, macs=((SanName("elsewhere"), (Mac("52:54:00:00:01:98"),)),))
     with pytest.raises(Unfinished):
         ClusterProvisioner(store, patience_s=2).publish(V, unreachable, shared, read_only=False, block=True)
-    seen = store.get(AoEVolume, V)
+    seen = store.await_(AoEVolume, V, lambda one: one if one and one.status.refusals else None, timeout_s=60)
+    assert seen is not None
     said = find(seen.status.conditions, "Granted")
-    assert seen.status.refusals
     assert said is not None
     assert (said.status, "shares no SAN" in said.message) == ("False", True)
     provisioner.unpublish(V, second.name)
@@ -825,7 +825,7 @@ def test_a_storage_node_ends_no_volume_of_another(
     other.start()
     try:
         store.delete(AoEVolume, V)
-        vanished = store.await_(AoEVolume, V, lambda volume: volume is None or None, timeout_s=10)
+        vanished = store.await_(AoEVolume, V, lambda volume: volume is None or None, timeout_s=60 if sees_all else 10)
     finally:
         stop.set()
         other.join()

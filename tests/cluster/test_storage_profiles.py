@@ -100,7 +100,7 @@ def specs(plane: ControlPlane) -> dict[str, dict[str, Any]]:
 def test_cdi_is_told_of_our_classes_and_a_person_s_word_stands(plane: ControlPlane, profiles: StorageProfiles) -> None:
     profiles.tell()  # There is no CDI: nothing to tell, and nothing amiss.
     plane.apply(CDI)
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/storageprofiles.cdi.kubevirt.io")
+    plane.await_defined("crd/storageprofiles.cdi.kubevirt.io")
     # CDI has made one, empty, and a person has set another.
     by_person = {"cloneStrategy": "copy"}
     plane.apply(profile("fast"), profile("slow", **by_person))

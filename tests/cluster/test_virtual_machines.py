@@ -36,9 +36,7 @@ def define_kubevirt(plane: ControlPlane) -> None:
                 },
             }
         )
-        plane.kubectl(
-            "wait", "--for=condition=Established", "--timeout=60s", f"crd/{singular}s.kubevirt.io", timeout_s=90
-        )
+        plane.await_defined(f"crd/{singular}s.kubevirt.io")
 
 
 def virtual_machine(namespace: str) -> dict[str, Any]:

@@ -498,7 +498,7 @@ def test_a_guest_keeps_the_disk_whose_definition_goes_until_it_is_cleared_away(
     await_nothing_left(cluster, guest, disk)
 
     cluster.install()
-    kubectl("wait", "--for=condition=Established", f"crd/{definition}", "--timeout=60s", timeout_s=90)
+    cluster.plane.await_defined(f"crd/{definition}")
     again = disks.attached("d", "data", guest)
     assert guest.holds(again.name, "kept", 0)
     evidence(

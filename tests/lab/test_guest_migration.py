@@ -13,7 +13,8 @@ import pytest
 from aoe_lab import Lab, Topology
 from aoe_lab.guest import Guest, let_move, records_on
 from aoe_lab.lab import default_name
-from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
+from aoe_lab.patience import OUTLASTING_DEADSECS
+from aoe_lab.standalone import SOCKET, THICK, Standalone, Tuning, Workload, capability
 
 from .test_guests import STORAGE_SOCKET, await_, await_no_device, command, listed, serial_of
 

@@ -21,7 +21,8 @@ from aoe_lab import Lab, LabError, Topology
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.guest import Guest, devices_on, records_on
 from aoe_lab.lab import default_name
-from aoe_lab.standalone import OUTLASTING_DEADSECS, SOCKET, THICK, Standalone, Tuning, Workload, capability
+from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
+from aoe_lab.standalone import SOCKET, THICK, Standalone, Tuning, Workload, capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ STORAGE_SOCKET = "/run/storage1.sock"
 SIZE_BYTES, GROWN_BYTES = 64 << 20, 96 << 20
 SETTLED_S = 60.0
 ROUNDS = 20
-DEADSECS, SOON_DEAD_S = "/sys/module/aoe/parameters/aoe_deadsecs", 20
+SOON_DEAD_S = 20
 _numbers = itertools.count(1)
 pytestmark = pytest.mark.long
 
@@ -240,8 +241,7 @@ def test_a_guest_whose_storage_is_away_for_longer_is_paused_and_goes_on_where_it
     one, storage = volume(), cluster.storage["storage1"]
     command(host, "attach", guest.name, one.volume_id)
     disk = guest.await_disk(serial_of(one))
-    host.run(f"echo {SOON_DEAD_S} > {DEADSECS}")
-    try:
+    with deadsecs(host, SOON_DEAD_S):
         guest.start_writer(disk.name, "paused")
         guest.await_acknowledged(5)
         storage.machine.power_cut()
@@ -253,8 +253,6 @@ def test_a_guest_whose_storage_is_away_for_longer_is_paused_and_goes_on_where_it
         host.run(["virsh", "resume", guest.name])
         before = guest.acknowledged()
         guest.await_acknowledged(before + 5)
-    finally:
-        host.run(f"echo {OUTLASTING_DEADSECS} > {DEADSECS}")
     last = guest.stop_writer()
     assert guest.wrong(disk.name, "paused", last) == 0
     evidence(

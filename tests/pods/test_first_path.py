@@ -1,6 +1,7 @@
 """From a claim to a pod that has written, through the sudden death of its storage machine, to nothing left."""
 
 from aoe_lab.kubernetes.cluster import Cluster
+from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
 
 from .claims import Claims
 
@@ -12,12 +13,12 @@ def test_a_pod_s_data_outlives_its_storage_machine(cluster: Cluster, claims: Cla
     claims.await_running("writer")
     claims.run("writer", "echo kept > /data/file; sync")
     (storage,) = cluster.storage_machines
-    storage.power_cut()
-    storage.boot()
-    storage.wait_ready()
-    assert claims.run("writer", "cat /data/file; echo more >> /data/file; sync; cat /data/file").stdout.split() == [
-        "kept", "kept", "more",
-    ]  # fmt: skip
+    with deadsecs(cluster.compute_machines[0], OUTLASTING_DEADSECS):
+        storage.power_cut()
+        storage.boot()
+        storage.wait_ready()
+        written = claims.run("writer", "cat /data/file; echo more >> /data/file; sync; cat /data/file").stdout.split()
+    assert written == ["kept", "kept", "more"]
     claims.delete_pod("writer")
     claims.pod("reader", "data", node=node)
     claims.await_running("reader")

@@ -36,7 +36,7 @@ SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"
 FRONT_PROXY = "front-proxy-client"
 """Who may say in whose name he asks, when the API server passes a request on."""
-READY_S = 120.0
+READY_S, TOLD_S = 120.0, 60.0
 DEFINITIONS = CHECKOUT / "charts" / "aoe-csi" / "files" / "crds"
 
 
@@ -118,7 +118,20 @@ class ControlPlane:
     def define_resources(self) -> None:
         """Define our custom resources, without the rest of the chart."""
         self.kubectl("apply", "--server-side", "-f", DEFINITIONS)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", DEFINITIONS, timeout_s=90)
+        self.await_defined("-f", DEFINITIONS)
+
+    def await_defined(self, *which: str | Path) -> None:
+        """Wait until custom resources can be made of definitions, picked by words of kubectl's.
+
+        A busy API server tells of a new kind only a while after it has taken it. Raises: LabError.
+        """
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *which, timeout_s=90)
+        names = {line.rpartition("/")[2] for line in self.kubectl("get", *which, "-oname").stdout.splitlines()}
+        until = time.monotonic() + TOLD_S
+        while missing := names - set(self.kubectl("api-resources", "--cached=false", "-oname").stdout.splitlines()):
+            if time.monotonic() > until:
+                raise LabError(f"the API server never tells of {', '.join(sorted(missing))}")
+            time.sleep(0.5)
 
     def start_beside(self, name: str, program: Path, *words: str) -> None:
         """Start a controller that a cluster has besides ours, as an administrator; it ends with the lab."""

@@ -13,6 +13,7 @@ from aoe_lab.errors import LabError
 from aoe_lab.kubernetes.cluster import Cluster
 from aoe_lab.kubernetes.helm import NAMESPACE
 from aoe_lab.kubernetes.images import WORKLOAD
+from aoe_lab.patience import OUTLASTING_DEADSECS
 from aoe_lab.story import Story, StoryError
 
 MANIFEST = f"""
@@ -54,7 +55,7 @@ def main() -> int:
     story = Story()
     try:
         with story.step("Boot a storage machine and a compute machine, join both to a control plane"):
-            cluster = Cluster.start(storage=1, compute=1, name="demo")
+            cluster = Cluster.start(storage=1, compute=1, name="demo", dead_s=OUTLASTING_DEADSECS)
         with cluster:
             _tell(story, cluster)
     except KeyboardInterrupt:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, THIN, Standalone, Workload, capability
+from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
+from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 BLOCKS = 2000
@@ -37,7 +38,7 @@ def lost_power(cluster: Standalone, volume: Workload, cuts: int) -> str:
     total = 0
     for cut in range(cuts):
         with (
-            cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+            deadsecs(compute, OUTLASTING_DEADSECS),
             Writer(compute, target, salt=f"cut{cut}", blocks=BLOCKS) as writer,
         ):
             writer.await_acknowledged(50)
@@ -62,7 +63,7 @@ def test_what_lvm_was_told_survives_a_power_cut_at_once(
     cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
 ) -> None:
     """Volumes made, grown and deleted, the power cut right after the answer. Control: one made by hand, which lvm2
-    leaves in the disk's cache."""
+    leaves in the disk's cache; in a group of its own, for the wipe of what was deleted has its disk flushed."""
     storage = cluster.storage["storage1"]
     deleted = workload(pool=THICK, size_bytes=4 << 20, capability=capability(block=True))
     deleted.create()
@@ -70,11 +71,13 @@ def test_what_lvm_was_told_survives_a_power_cut_at_once(
     for volume in made.values():
         volume.create()
         volume.expand(16 << 20)
+    storage.machine.run("vgcreate -qq other /dev/disk/by-id/virtio-data1")
     deleted.delete()
-    storage.machine.run("lvcreate -qqy -Wn -Zn -an -L 4m -n by-hand data")
+    storage.machine.run("lvcreate -qqy -Wn -Zn -an -L 4m -n by-hand other")
     storage.machine.power_cut()
     storage.boot()
-    names = storage.machine.run("lvs --noheadings -o name data").stdout.split()
+    names = storage.machine.run("lvs --noheadings -o name").stdout.split()
+    storage.machine.run("vgremove -qqy other", check=False)
     assert "by-hand" not in names, "this disk loses nothing, so the bed cannot show a missing flush"
     assert f"v-{deleted.volume_id}" not in names
     for volume in made.values():

@@ -28,6 +28,7 @@ def imposter(cluster: Standalone, volume: Workload, *, serial: str = "") -> Iter
     vblade = f"vblade {shelf} {slot} {machine.san_interface('main')} {IMPOSTER_FILE}"
     served = machine.spawn(f"unshare --uts sh -c 'hostname {name}; exec {vblade}'")
     try:
+        machine.run(f"for i in $(seq 60); do pgrep -fx '{vblade}' && exit 0; sleep 1; done; exit 1", timeout_s=90)
         yield
     finally:
         served.stop()

@@ -79,17 +79,20 @@ def test_an_admitted_node_cannot_edit_the_mask(cluster: Standalone, workload: Ca
 
 
 def test_control_without_the_rules_the_mask_is_edited(cluster: Standalone, workload: Callable[..., Workload]) -> None:
-    storage = cluster.storage["storage1"].machine
+    server = cluster.storage["storage1"]
+    storage = server.machine
     volume = workload(pool=THICK, size_bytes=16 << 20, capability=capability(block=True))
     volume.create()
     volume.publish("compute1")
     stranger = cluster.compute["compute2"].machine.san_mac("main")
+    storage.run(["systemctl", "stop", server.unit])  # It would put them back.
     storage.run(["nft", "flush", "ruleset"])
     try:
         assert ask(cluster, "compute1", volume, 2, add_to_mask(stranger)) == 1
         assert ask(cluster, "compute2", volume, 0, IDENTIFY) == 1
     finally:
         storage.run(["systemctl", "restart", "aoe-csi-ingress"])
+        server.restart()
 
 
 def test_a_read_only_grant_refuses_writes_at_the_target(cluster: Standalone, workload: Callable[..., Workload]) -> None:

@@ -1,8 +1,8 @@
 """Invariant 5: a volume is never silently blank, and mkfs runs only on what is proven blank on both sides."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -19,11 +19,11 @@ def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
     volume.create()
     volume.publish("compute1")
     node1, machine = cluster.node_id("compute1"), cluster.compute["compute1"].machine
-    cut = threading.Thread(target=power_cut_during, args=(machine, f"mkfs.{filesystem}"))
-    cut.start()
-    with pytest.raises(grpc.RpcError):
-        volume.stage("compute1")
-    cut.join()
+    with ThreadPoolExecutor() as beside:
+        seen = beside.submit(power_cut_during, machine, f"mkfs.{filesystem}")
+        with pytest.raises(grpc.RpcError):
+            volume.stage("compute1")
+        assert seen.result(), "no mkfs was running when the power was cut"
     volume.unpublish_by_id(node1)
     target = volume.attach("compute2")
     compute2 = cluster.compute["compute2"].machine
@@ -33,10 +33,13 @@ def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
     cluster.compute["compute1"].boot()
 
 
-def power_cut_during(machine: Machine, program: str) -> None:
-    """Cut a machine's power as soon as a program is seen running on it."""
-    machine.run(f"for i in $(seq 3000); do pgrep -f '^{program}|/{program}' >/dev/null && break; done", timeout_s=120)
+def power_cut_during(machine: Machine, program: str) -> bool:
+    """Cut a machine's power as soon as a program is seen running on it. Returns: whether it was."""
+    # The bracket keeps pgrep from finding the shell that runs it.
+    look = f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
+    seen = machine.run(f"for i in $(seq 3000); do {look} && exit 0; done; exit 1", timeout_s=300, check=False)
     machine.power_cut()
+    return seen.code == 0
 
 
 def test_a_volume_that_had_a_file_system_is_not_made_anew(cluster: Standalone, formatted: Workload) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, Standalone, Workload, capability
+from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 
@@ -45,7 +46,10 @@ def test_control_an_exporter_that_is_our_child_ends_with_us(
     storage.run(["systemctl", "stop", f"aoe-csi-export@{address}"])
     child = f"hostname {serial}; {vblade} /dev/data/v-{volume.volume_id} & exec sleep 1000"
     storage.run(["systemd-run", "-q", "--unit=control-server", "unshare", "--uts", "sh", "-c", child])
-    with Writer(compute, target, salt="child", blocks=4000) as writer:
+    with (
+        deadsecs(compute, OUTLASTING_DEADSECS),
+        Writer(compute, target, salt="child", blocks=4000) as writer,
+    ):
         writer.await_acknowledged(50)
         storage.run(["systemctl", "kill", "--signal=KILL", "--kill-whom=main", "control-server"])
         time.sleep(2)
@@ -74,7 +78,7 @@ def test_a_storage_reboot_brings_every_export_back_without_us(
     storage.machine.run(["systemctl", "disable", "-q", storage.unit])
     try:
         with (
-            cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+            deadsecs(compute, OUTLASTING_DEADSECS),
             Writer(compute, target, salt="reboot", blocks=4000) as writer,
         ):
             writer.await_acknowledged(20)

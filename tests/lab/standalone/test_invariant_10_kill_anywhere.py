@@ -15,8 +15,10 @@ import pytest
 from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import THICK, THIN, Endpoint, Standalone, Workload
 
-WATCH_S = 12
-"""How long a program is looked out for."""
+WATCH_S = {"lvcreate": 60, "mkfs": 60}
+"""How long a program is looked out for that must be seen."""
+SHORT_WATCH_S = 12
+"""As long as the others, which may be over too soon."""
 RETRIED = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.UNAVAILABLE,
@@ -47,9 +49,10 @@ def kill_at(server: Endpoint, program: str) -> str:
     # The bracket keeps pgrep from finding the shell that runs it.
     look = f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
     kill = f"systemctl kill --signal=KILL --kill-whom=main {server.unit}"
-    until = f"end=$(($(date +%s) + {WATCH_S})); while [ $(date +%s) -lt $end ]"
+    watch_s = WATCH_S.get(program, SHORT_WATCH_S)
+    until = f"end=$(($(date +%s) + {watch_s})); while [ $(date +%s) -lt $end ]"
     watch = f"{until}; do {look} && {kill} && echo hit && exit; done; echo missed"
-    return server.machine.run(watch, timeout_s=WATCH_S + 60).stdout.strip()
+    return server.machine.run(watch, timeout_s=watch_s + 60).stdout.strip()
 
 
 def attempt(server: Endpoint, call: Callable[[], object]) -> grpc.RpcError | None:

@@ -9,7 +9,8 @@ import pytest
 
 from aoe_csi.proto import csi_pb2 as pb
 from aoe_lab.evidence import Evidence
-from aoe_lab.standalone import OUTLASTING_DEADSECS, THICK, Standalone, Workload, capability
+from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
+from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 PULLED_S = 30
@@ -32,7 +33,7 @@ def test_unstage_with_dead_targets_while_other_volumes_live(
     storage2 = cluster.storage["storage2"]
     codes: list[grpc.StatusCode] = []
     # Longer than the node server waits for an umount: it has to give up on one, and go on with it later.
-    with cluster.deadsecs("compute1", LONG_DEADSECS):
+    with deadsecs(compute.machine, LONG_DEADSECS):
         storage2.machine.power_cut()
         try:
             with Writer(compute.machine, living_target, salt="living", blocks=4000) as writer:
@@ -106,7 +107,7 @@ def test_a_link_down_for_less_than_deadsecs_resumes(cluster: Standalone, workloa
     volume.create()
     target = volume.attach("compute1")
     with (
-        cluster.deadsecs("compute1", OUTLASTING_DEADSECS),
+        deadsecs(machine, OUTLASTING_DEADSECS),
         Writer(machine, target, salt="pulled", blocks=4000) as writer,
     ):
         writer.await_acknowledged(20)
@@ -145,6 +146,9 @@ def test_a_compute_reboot_leaves_no_stale_device_trusted(
     compute.machine.run(f"echo before > {target}/file; sync -f {target}")
     compute.machine.power_cut()
     compute.boot()
+    # The server answers before it has loaded the driver.
+    loaded = "[ -c /dev/etherd/discover ]"
+    compute.machine.run(f"for i in $(seq 60); do {loaded} && exit 0; sleep 1; done; exit 1", timeout_s=90)
     devices = compute.machine.run("ls /sys/block | grep etherd", check=False).stdout
     assert devices == "", f"the driver heard somebody before anything was staged: {devices}"
     # Control: it is the rules and options that keep it from hearing; the export is on the wire, and admits this node.
