@@ -69,6 +69,9 @@ _LOOK_ANYWAY_S = 20.0
 _REQUEST_S = 20.0
 _KEPT_S = 30.0
 """An API server ends idle connections after 90 s (k8s.io/apiserver, secure serving); who is in between may sooner."""
+_CONNECTIONS = 8
+"""Few: opening one costs a handshake, and each request looks at all that are open. With forty a storage role took a
+tenth more processor time for a claim."""
 _WATCH_S = 120
 """So long a watch lasts; the server ends it then, and it is taken up again."""
 _AGAIN_S = 1.0
@@ -417,10 +420,9 @@ class _Connections(ConnectionParams):
 
     limits: httpx2.Limits = field(
         default_factory=lambda: httpx2.Limits(
-            max_connections=100, max_keepalive_connections=40, keepalive_expiry=_KEPT_S
+            max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=_KEPT_S
         )
     )
-    """As many are kept as calls are served at once."""
 
 
 class _KeepingClient(lightkube.Client):
