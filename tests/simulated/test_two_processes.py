@@ -8,7 +8,7 @@ from tests.simulated.cluster import COMPUTE_NODES, Cluster
 from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.records import BlockUse
 from aoe_core.errors import AoECsiError, Busy, Conflict
-from aoe_core.fakes.world import Step
+from aoe_core.fakes.world import Process, Step
 from aoe_core.model import AccessMode, Attachment, PoolName, VolumeId, VolumeSpec
 from aoe_core.units import MIB
 
@@ -72,6 +72,21 @@ def test_while_one_unstages_the_other_is_refused_and_the_sweeper_leaves_it_alone
     at_every_boundary(cluster, lambda: mine.unstage(VOLUME, "/a"), other.tend)
     assert mine.records() == ()
     assert cluster.world.harms == []
+
+
+def test_tending_what_is_as_it_should_be_keeps_nobody_out(cluster: Cluster) -> None:
+    """Whoever came just then would be told to come again."""
+    mine, attachment, asked_for = cluster.attachers[NODE], published(cluster), list[str]()
+    mine.stage(attachment, "/a", USE)
+
+    class Names(dict[str, Process]):
+        def __setitem__(self, name: str, holder: Process) -> None:
+            asked_for.append(name)
+            super().__setitem__(name, holder)
+
+    cluster.compute[NODE].held_names = Names()
+    mine.tend()
+    assert asked_for == []
 
 
 def test_control_without_common_locks_both_are_told_that_they_have_it(cluster: Cluster) -> None:

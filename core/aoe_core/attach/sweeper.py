@@ -86,14 +86,20 @@ class Sweeper:
     def _drop_lost_pins(self) -> None:
         # Pins first, records second: a pin is set after its record is written.
         for interface, address, mac in sorted(self.host.ingress.pinned()):
+            if self._is_pinned_for(address, interface):
+                continue  # Without the lock, which would have whoever unstages just now come again.
             try:
                 with self.locks.hold(f"address {address}"):
-                    record = self.records.of_address(address)
-                    if record is None or record.boot != self.host.boot or record.interface != interface:
+                    if not self._is_pinned_for(address, interface):
                         self.host.ingress.unpin(interface, address)
                         log.info("pin without a record dropped", extra={"address": str(address), "mac": mac})
             except Busy:
                 continue
+
+    def _is_pinned_for(self, address: Address, interface: str) -> bool:
+        """Say whether something of this boot is recorded at an address of an interface."""
+        record = self.records.of_address(address)
+        return record is not None and record.boot == self.host.boot and record.interface == interface
 
     def _is_left_over(self, device: AoEDevice) -> bool:
         """Say whether a device seems to be nobody's; takes as long as the probe listens."""
