@@ -136,7 +136,7 @@ def _is_still(pid: int) -> bool:
     """Tell whether no thread of the process runs: stopped, in the kernel on the way to it, or dead."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
     return all(_state(thread) in "DTtXZ" for thread in threads)
 
