@@ -134,29 +134,21 @@ def kill(pids: Sequence[int], *, timeout_s: float = 10) -> None:
 
 def _is_still(pid: int) -> bool:
     """Tell whether no thread of the process runs: stopped, in the kernel on the way to it, or dead."""
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return all(_state(thread) in "DTtXZ" for thread in threads)
+    return set(_thread_states(pid)) <= set("DTtXZ")
 
 
-def _state(task: Path) -> str:
-    """Return the letter of a process or thread, X for one that is no more. Source: proc(5), /proc/pid/stat."""
-    try:
-        return (task / "stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
+def _thread_states(pid: int) -> list[str]:
+    """Return the letter of each thread of a process, none of one that is no more. Source: proc(5), /proc/pid/stat."""
+    states = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                states.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def _is_gone(pid: int) -> bool:
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    place = Path(f"/proc/{pid}")
-    if (state := _state(place)) == "X":
-        return True
-    try:
-        # Its first thread may be a zombie while others still hold its files and locks.
-        return state == "Z" and len(list((place / "task").iterdir())) <= 1
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    # Its first thread may be a zombie while others still hold its files and locks.
+    return _thread_states(pid) in ([], ["Z"])
