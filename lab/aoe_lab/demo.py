@@ -16,7 +16,7 @@ import grpc
 
 from aoe_lab import Lab, Topology
 from aoe_lab.errors import LabError
-from aoe_lab.standalone import THIN, VOLUME_GROUP, Standalone, Tuning, Workload, from_snapshot
+from aoe_lab.standalone import OUTLASTING, THIN, VOLUME_GROUP, Standalone, Workload, from_snapshot
 from aoe_lab.story import Story, StoryError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main() -> int:
 
 def _tell(story: Story, lab: Lab) -> None:  # noqa: PLR0915 - one story, told in order
     storage, compute = lab.machine(STORAGE), lab.machine(COMPUTE)
-    cluster = Standalone(lab, Tuning(deadsecs=600, rest_s=660))
+    cluster = Standalone(lab, OUTLASTING)
     with story.step("Install aoe-csi on both: configuration, aoe-csi prepare-host, one service each"):
         cluster.install()
         story.tell(storage.run(["aoe-csi", "preflight"], check=False).stdout)

@@ -17,6 +17,7 @@ from aoe_csi.proto import csi_pb2_grpc as rpc
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.errors import LabError
 from aoe_lab.lab import at_once
+from aoe_lab.patience import OUTLASTING_DEADSECS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,10 @@ class Tuning:
     exporter: str = "/usr/sbin/vblade"
     extra_storage: str = ""
     extra_compute: str = ""
+
+
+OUTLASTING = Tuning(deadsecs=OUTLASTING_DEADSECS, rest_s=OUTLASTING_DEADSECS + 60)
+"""For machines that are booted under their users."""
 
 
 @dataclass(slots=True)

@@ -13,8 +13,7 @@ import pytest
 from aoe_lab import Lab, Topology
 from aoe_lab.guest import Guest, let_move, records_on
 from aoe_lab.lab import default_name
-from aoe_lab.patience import OUTLASTING_DEADSECS
-from aoe_lab.standalone import SOCKET, THICK, Standalone, Tuning, Workload, capability
+from aoe_lab.standalone import OUTLASTING, SOCKET, THICK, Standalone, Workload, capability
 
 from .test_guests import STORAGE_SOCKET, await_, await_no_device, command, listed, serial_of
 
@@ -41,7 +40,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Iterator[Standalone]:
-    made = Standalone(lab, Tuning(deadsecs=OUTLASTING_DEADSECS, rest_s=OUTLASTING_DEADSECS + 60))
+    made = Standalone(lab, OUTLASTING)
     made.install()
     hosts = [lab.machine(name) for name in ("hypervisor1", "hypervisor2")]
     for host in hosts:

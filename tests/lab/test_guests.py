@@ -21,8 +21,8 @@ from aoe_lab import Lab, LabError, Topology
 from aoe_lab.cachedir import CHECKOUT
 from aoe_lab.guest import Guest, devices_on, records_on
 from aoe_lab.lab import default_name
-from aoe_lab.patience import OUTLASTING_DEADSECS, deadsecs
-from aoe_lab.standalone import SOCKET, THICK, Standalone, Tuning, Workload, capability
+from aoe_lab.patience import deadsecs
+from aoe_lab.standalone import OUTLASTING, SOCKET, THICK, Standalone, Workload, capability
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Iterator[Standalone]:
-    made = Standalone(lab, Tuning(deadsecs=OUTLASTING_DEADSECS, rest_s=OUTLASTING_DEADSECS + 60))
+    made = Standalone(lab, OUTLASTING)
     made.install()
     unit = "aoe-csi-guests.service"
     host = lab.machine(HYPERVISOR)
