@@ -26,6 +26,12 @@ START_TIMEOUT_S = 30.0
 _numbers = itertools.count(1)
 
 
+def runs(program: str) -> str:
+    """Return a shell's condition: whether a program runs with these words in its command line."""
+    # The bracket keeps pgrep from finding the shell that runs it.
+    return f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteProcess:
     """A started program; as a context manager it is stopped at the end."""

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from aoe_lab import Machine
+from aoe_lab.remote_process import runs
 from aoe_lab.standalone import THICK, THIN, Standalone, Workload, capability
 
 
@@ -35,9 +36,7 @@ def test_a_mkfs_killed_half_way_is_done_again_on_another_node(
 
 def power_cut_during(machine: Machine, program: str) -> bool:
     """Cut a machine's power as soon as a program is seen running on it. Returns: whether it was."""
-    # The bracket keeps pgrep from finding the shell that runs it.
-    look = f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
-    seen = machine.run(f"for i in $(seq 3000); do {look} && exit 0; done; exit 1", timeout_s=300, check=False)
+    seen = machine.run(f"for i in $(seq 3000); do {runs(program)} && exit 0; done; exit 1", timeout_s=300, check=False)
     machine.power_cut()
     return seen.code == 0
 

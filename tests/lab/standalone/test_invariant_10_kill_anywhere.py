@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from aoe_lab.evidence import Evidence
+from aoe_lab.remote_process import runs
 from aoe_lab.standalone import THICK, THIN, Endpoint, Standalone, Workload
 
 WATCH_S = {"lvcreate": 60, "mkfs": 60}
@@ -46,12 +47,10 @@ def killed(server: Endpoint, call: Callable[[], object], program: str) -> bool:
 
 def kill_at(server: Endpoint, program: str) -> str:
     """Kill a server on its machine at the first sight of a program; return `hit`, or `missed` after some seconds."""
-    # The bracket keeps pgrep from finding the shell that runs it.
-    look = f"pgrep -f '[{program[0]}]{program[1:]}' >/dev/null"
     kill = f"systemctl kill --signal=KILL --kill-whom=main {server.unit}"
     watch_s = WATCH_S.get(program, SHORT_WATCH_S)
     until = f"end=$(($(date +%s) + {watch_s})); while [ $(date +%s) -lt $end ]"
-    watch = f"{until}; do {look} && {kill} && echo hit && exit; done; echo missed"
+    watch = f"{until}; do {runs(program)} && {kill} && echo hit && exit; done; echo missed"
     return server.machine.run(watch, timeout_s=watch_s + 60).stdout.strip()
 
 
