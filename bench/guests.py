@@ -44,31 +44,27 @@ def main() -> int:
 
 
 def measure(cluster: Standalone, guest: Guest, report: Report, rounds: int) -> None:
-    """Attach a volume again and again, by our command and by hand."""
+    """Attach a volume again and again, by our command and by hand in turns: what the host does meanwhile hits both."""
     host, storage = guest.machine, cluster.storage[STORAGE].machine
     work = Workload(
         cluster=cluster, name="bench-guest", pool=THICK, size_bytes=64 << 20, capability=capability(block=True)
     )
     work.create()
     serial, controller = model.serial_of(VolumeId(work.volume_id)), f"unix://{CONTROLLER}"
+    device = storage.run(f"readlink -f /dev/{VOLUME_GROUP}/v-{work.volume_id}").stdout.strip()
+    shelf, slot = HAND_ADDRESS
+    by_script = (guest.name, HAND_SERIAL, shelf, slot, host.san_interface("main"), storage.san_mac("main"))
     ours: list[float] = []
     script: list[float] = []
     for number in range(rounds + 1):
-        spent_ms = hand.run(host, "guest-attach-ours.sh", guest.name, serial, work.volume_id, controller)
+        our_ms = hand.run(host, "guest-attach-ours.sh", guest.name, serial, work.volume_id, controller)
         host.run(["aoe-csi", "guest", "detach", guest.name, work.volume_id, "--controller", controller], timeout_s=400)
-        if number > 0:  # The first warms up what every later one finds warm, by hand too.
-            ours.append(spent_ms)
-    device = storage.run(f"readlink -f /dev/{VOLUME_GROUP}/v-{work.volume_id}").stdout.strip()
-    shelf, slot = HAND_ADDRESS
-    card, target = host.san_interface("main"), storage.san_mac("main")
-    with resting(cluster, HYPERVISOR):
-        for number in range(rounds + 1):
-            with by_hand(cluster, device, HYPERVISOR) as export_ms:
-                words = (guest.name, HAND_SERIAL, shelf, slot, card, target)
-                spent_ms = export_ms + hand.run(host, "guest-attach.sh", *words)
-                detach(host, guest)
-            if number > 0:
-                script.append(spent_ms)
+        with resting(cluster, HYPERVISOR), by_hand(cluster, device, HYPERVISOR) as export_ms:
+            script_ms = export_ms + hand.run(host, "guest-attach.sh", *by_script)
+            detach(host, guest)
+        if number > 0:  # The first of each warms up what every later one finds warm.
+            ours.append(our_ms)
+            script.append(script_ms)
     report.add(Ratio(what="a volume for a running guest to a script of the host commands", ours=ours, theirs=script,
                      unit="ms", bar=1.5))  # fmt: skip
     work.delete()
