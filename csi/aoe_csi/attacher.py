@@ -30,9 +30,20 @@ class Attacher(Protocol):
     def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
         """Unmount, prove the device closed, drop record and pins. Needs no target. Raises: InUse, Unfinished."""
 
-    def publish(self, volume_id: VolumeId, staging_path: str, target_path: str, use: Use, *, read_only: bool) -> None:
-        """Bind the staged volume to a target path. Raises: NotFound and InUse (not staged; held elsewhere on this
-        node in a one-target mode), Conflict (published otherwise), Invalid (path)."""
+    def publish(
+        self,
+        volume_id: VolumeId,
+        staging_path: str,
+        target_path: str,
+        use: Use,
+        *,
+        read_only: bool,
+        attachment: Attachment | None = None,
+    ) -> None:
+        """Bind the staged volume to a target path. `attachment`: the grant it is to be used through, if the caller
+        knows it; through a former one it is not published, but staged anew. Raises: NotFound and InUse (not staged;
+        held elsewhere on this node in a one-target mode), Conflict (published otherwise), Invalid (path), what stage
+        raises."""
 
     def unpublish(self, volume_id: VolumeId, target_path: str) -> None:
         """Undo publish and remove the target path; an absent one is undone. Raises: InUse, Unfinished."""

@@ -84,16 +84,23 @@ class Node(csi_pb2_grpc.NodeServicer):
     def NodePublishVolume(
         self, request: csi.NodePublishVolumeRequest, context: grpc.ServicerContext
     ) -> csi.NodePublishVolumeResponse:
-        """Make a staged volume appear at a path."""
+        """Make a staged volume appear at a path, through the grant that the request is about."""
         volume_id = requests.get_volume_id(request.volume_id)
         target_path = requests.parse_mount_path(request.target_path, "target_path")
         use = _parse_use(request)
         if not request.staging_target_path:
             raise InUse(f"volume {volume_id} cannot be published: staging_target_path is missing; stage it first")
         staging_path = requests.parse_mount_path(request.staging_target_path, "staging_target_path")
+        granted = dict(request.publish_context)
+        attachment = requests.parse_attachment(granted, volume_id) if granted else None
         with self._locks.hold(f"volume/{volume_id}"):
             self._attacher.publish(
-                volume_id, staging_path, target_path, use, read_only=request.readonly or use.read_only
+                volume_id,
+                staging_path,
+                target_path,
+                use,
+                read_only=request.readonly or use.read_only,
+                attachment=attachment,
             )
         return csi.NodePublishVolumeResponse()
 

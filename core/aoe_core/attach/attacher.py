@@ -15,7 +15,7 @@ from aoe_core.attach.host import ComputeHost
 from aoe_core.attach.prove import address_of, prove_device
 from aoe_core.attach.publishing import Publishing
 from aoe_core.attach.records import FilesystemUse, StageRecord, StageRecords, Use, records_of
-from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
+from aoe_core.attach.staged import StagedVolumes, device_path, is_of_grant, is_read_only
 from aoe_core.attach.staging import Staging
 from aoe_core.attach.sweeper import Sweeper
 from aoe_core.attach.watchdog import Watchdog
@@ -106,9 +106,22 @@ class Attacher:
             with self._locks.hold(f"address {address}") if address else nullcontext():
                 self._staging.unstage(volume_id, staging_path)
 
-    def publish(self, volume_id: VolumeId, staging_path: str, target_path: str, use: Use, *, read_only: bool) -> None:
-        """Bind the staged volume to a target path. Raises: NotFound, InUse, Conflict, Invalid, Busy."""
+    def publish(
+        self,
+        volume_id: VolumeId,
+        staging_path: str,
+        target_path: str,
+        use: Use,
+        *,
+        read_only: bool,
+        attachment: Attachment | None = None,
+    ) -> None:
+        """Bind the staged volume to a target path. `attachment`: the grant it is to be used through, if the caller
+        knows it; through a former one it is not published, but staged anew. Raises: NotFound, InUse, Conflict, Invalid,
+        Busy, what stage raises."""
         with self._holding(volume_id):
+            if attachment is not None:
+                self._renew(attachment, staging_path)
             self._publishing.publish(volume_id, staging_path, target_path, use, read_only=read_only)
 
     def unpublish(self, volume_id: VolumeId, target_path: str) -> None:
@@ -182,6 +195,16 @@ class Attacher:
         self._stop.set()
 
     # --- parts --------------------------------------------------------------------------------------------------
+
+    def _renew(self, attachment: Attachment, staging_path: str) -> None:
+        record = self._staged.find(attachment.volume_id)
+        if record is None or (record.staged and is_of_grant(record, attachment)):
+            return
+        addresses = {one for one in (record.attachment.address, attachment.address) if one is not None}
+        with ExitStack() as held:
+            for address in sorted(addresses):
+                held.enter_context(self._locks.hold(f"address {address}"))
+            self._staging.renew(attachment, staging_path)
 
     def _tend_for_ever(self) -> None:
         prepared = False

@@ -88,3 +88,16 @@ def device_path(attachment: Attachment) -> str:
 def is_read_only(record: StageRecord) -> bool:
     """Say whether a volume is staged for reading only."""
     return record.use.read_only or not record.use.mode.writes or not record.attachment.writable
+
+
+def is_of_grant(record: StageRecord, other: Attachment) -> bool:
+    """Say whether a volume is staged through a grant; size, file system and MAC are as they were when that was made."""
+    one = record.attachment
+    return (one.transport, one.address, one.san, one.device, one.serial, one.writable) == (
+        other.transport,
+        other.address,
+        other.san,
+        other.device,
+        other.serial,
+        other.writable,
+    )

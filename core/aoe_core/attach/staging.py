@@ -15,7 +15,7 @@ from aoe_core.attach.content import Step, judge_content
 from aoe_core.attach.host import ComputeHost
 from aoe_core.attach.prove import address_of, prove_answers, prove_device
 from aoe_core.attach.records import BlockUse, FilesystemUse, StageRecord, StageRecords, Use
-from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
+from aoe_core.attach.staged import StagedVolumes, device_path, is_of_grant, is_read_only
 from aoe_core.errors import (
     AoECsiError,
     Busy,
@@ -55,7 +55,75 @@ class Staging:
     staged: StagedVolumes
 
     def stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:
-        """Bring a volume to the state its use needs, from wherever an earlier attempt left it."""
+        """Bring a volume to the state its use needs, from wherever an earlier attempt left it.
+
+        Raises: Unfinished, and nothing else, as long as anything of it is left here: kubelet takes most other errors
+        for the word that the volume is not here, and never asks to unstage it
+        (k8s.io/kubernetes/pkg/volume/csi/csi_attacher.go, isFinalError).
+        """
+        try:
+            self._stage(attachment, staging_path, use)
+        except (Busy, Unfinished):
+            raise
+        except AoECsiError as error:
+            if self._is_half_staged(attachment.volume_id):
+                raise Unfinished(str(error)) from error
+            raise
+
+    def renew(self, attachment: Attachment, staging_path: str) -> None:
+        """Have a volume staged through the grant it has now, if it is staged through a former one.
+
+        A node that was given up for lost, and was not, may have the volume mounted still when it is granted it anew,
+        and kubelet, which sees it mounted, publishes it without staging it. What is mounted is the past: the volume may
+        have been written elsewhere since, and nothing that is written here arrives. Raises: InUse while a pod has the
+        former one, what unstage and stage raise.
+        """
+        record = self.staged.find(attachment.volume_id)
+        if record is None or record.staging_path != self.staged.resolved(staging_path):
+            return  # Whoever publishes is told so.
+        if not is_of_grant(record, attachment):
+            self._end_former(record, attachment)
+        elif record.staged:
+            return
+        self.stage(attachment, staging_path, record.use)
+
+    def _end_former(self, record: StageRecord, attachment: Attachment) -> None:
+        """Undo staging through a former grant; the record is at once that of the present one, half-staged, so that
+        whoever is killed here leaves what the next call goes on from."""
+        former = record.attachment
+        try:
+            self._unmount(record)
+            self._prove_closed(record)
+        except InUse as error:
+            raise InUse(
+                f"volume {former.volume_id} is staged on this node through {device_path(former)}, a grant that was "
+                f"revoked, and is granted now through {device_path(attachment)}; it is staged anew once nobody here "
+                f"uses the former: {error}"
+            ) from error
+        self._clear_read_only(record)
+        log.warning(
+            "staged through a former grant, and staged anew",
+            extra={
+                "volume": former.volume_id,
+                "former": device_path(former),
+                "present": device_path(attachment),
+            },
+        )
+        self.records.put(
+            StageRecord(
+                attachment=attachment,
+                staging_path=record.staging_path,
+                use=record.use,
+                interface=self._interface(attachment),
+                pinned_mac=None,
+                staged=False,
+                boot=self.host.boot,
+            )
+        )
+        if record.interface:
+            self.host.ingress.unpin(record.interface, address_of(former))
+
+    def _stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:
         interface = self._interface(attachment)
         path = self.staged.resolved(staging_path)
         self._admit_path(path, attachment, use)
@@ -95,12 +163,12 @@ class Staging:
             else:
                 self._prove_local(attachment)
             self._ready(record, mounted=mounted)
+            self.records.put(msgspec.structs.replace(record, staged=True))
         except (Busy, Unfinished):
             raise  # Something may still be at work on the device; the record is what the next call goes by.
         except AoECsiError:
             self._forget_if_idle(record)
             raise
-        self.records.put(msgspec.structs.replace(record, staged=True))
 
     def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
         """Undo staging, finished or not. Needs no target."""
@@ -163,7 +231,7 @@ class Staging:
         if (
             earlier.staging_path == record.staging_path
             and earlier.use == record.use
-            and _same_grant(earlier.attachment, record.attachment)
+            and is_of_grant(earlier, record.attachment)
         ):
             return earlier
         if earlier.staged:
@@ -329,6 +397,14 @@ class Staging:
 
     # --- the way back -------------------------------------------------------------------------------------------
 
+    def _is_half_staged(self, volume_id: VolumeId) -> bool:
+        """Say whether there is a record of a staging that did not come to its end, as far as can be told."""
+        try:
+            record = self.staged.find(volume_id)
+        except AoECsiError:
+            return False
+        return record is not None and not record.staged
+
     def _forget_if_idle(self, record: StageRecord) -> None:
         """After a refusal, leave nothing behind, unless something of the volume's is there to be cleaned up."""
         try:
@@ -392,18 +468,6 @@ class Staging:
             except (CommandFailed, Unfinished) as error:
                 # Needs no target: the flag goes with the device, and staging sets it anew.
                 log.warning("read-only flag left", extra={"device": device.path, "error": str(error)})
-
-
-def _same_grant(one: Attachment, other: Attachment) -> bool:
-    """Say whether two contexts are of one grant; size, file system and MAC are as they were when it was made."""
-    return (one.transport, one.address, one.san, one.device, one.serial, one.writable) == (
-        other.transport,
-        other.address,
-        other.san,
-        other.device,
-        other.serial,
-        other.writable,
-    )
 
 
 def _use_text(record: StageRecord) -> str:

@@ -246,6 +246,8 @@ class MemoryAttacher:
     changes: int = 0
     trouble: Trouble = field(default_factory=dict)
     staged: dict[VolumeId, Staged] = field(default_factory=dict)
+    published_through: Attachment | None = None
+    """The grant that the last publish was told of."""
 
     def _enter(self, method: str) -> None:
         if method in self.trouble:
@@ -280,8 +282,18 @@ class MemoryAttacher:
         self.changes += 1
         del self.staged[volume_id]
 
-    def publish(self, volume_id: VolumeId, staging_path: str, target_path: str, use: Use, *, read_only: bool) -> None:
+    def publish(
+        self,
+        volume_id: VolumeId,
+        staging_path: str,
+        target_path: str,
+        use: Use,
+        *,
+        read_only: bool,
+        attachment: Attachment | None = None,
+    ) -> None:
         self._enter("publish")
+        self.published_through = attachment
         found = self.staged.get(volume_id)
         if found is None or found.staging_path != staging_path:
             raise InUse(f"volume {volume_id} is not staged at {staging_path!r}; stage it first")

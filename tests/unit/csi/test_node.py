@@ -145,6 +145,7 @@ def test_a_life_on_the_node_twice_over(plugin: Plugin) -> None:
     for _ in range(2):
         plugin.node.NodePublishVolume(publish(context))
     assert plugin.attacher.staged[VOLUME].targets == {TARGET: False}
+    assert plugin.attacher.published_through == plugin.attacher.staged[VOLUME].attachment
     with refused(StatusCode.FAILED_PRECONDITION, VOLUME):
         plugin.node.NodeUnstageVolume(csi.NodeUnstageVolumeRequest(volume_id=VOLUME, staging_target_path=STAGING))
     for _ in range(2):

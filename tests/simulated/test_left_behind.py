@@ -1,0 +1,181 @@
+"""A node that was given up for lost, and was not: what it still has staged is the past.
+
+Its grant was revoked and the volume written elsewhere. Granted to it anew, kubelet finds the volume mounted there and
+publishes it without staging it.
+"""
+
+import pytest
+from tests.simulated.cluster import COMPUTE_NODES, Cluster
+from tests.simulated.test_kill_sweep import DEATHS, MODE, VOLUME, Life, Operation, spec, sweep
+
+from aoe_core.attach.records import BlockUse, FilesystemUse, Use
+from aoe_core.errors import CommandFailed, InUse, Unfinished
+from aoe_core.fakes.world import Step
+from aoe_core.model import NodeName
+from aoe_lab.evidence import Evidence
+
+NODE, OTHER = COMPUTE_NODES
+STAGING, FORMER, PRESENT = "/staging/vol", "/pods/former", "/pods/present"
+USES = (BlockUse(mode=MODE), FilesystemUse(mode=MODE, filesystem="ext4"))
+OFFSET_BYTES = 1 << 20
+
+
+def grant(one: Cluster, node: NodeName, use: Use) -> None:
+    one.attachments[VOLUME, node] = one.engine.publish(
+        VOLUME, one.identity(node), MODE, read_only=False, block=isinstance(use, BlockUse)
+    )
+
+
+def write(one: Cluster, node: NodeName, target: str, use: Use, data: bytes) -> None:
+    if isinstance(use, BlockUse):
+        one.compute[node].write(target, OFFSET_BYTES, data)
+    else:
+        one.compute[node].write_file(target, "file", data)
+
+
+def read(one: Cluster, node: NodeName, target: str, use: Use, length_bytes: int) -> bytes:
+    if isinstance(use, BlockUse):
+        return one.compute[node].read(target, OFFSET_BYTES, length_bytes)
+    return one.compute[node].read_files(target)["file"]
+
+
+def leave_behind(one: Cluster, use: Use) -> None:
+    """Have a node with a volume that was revoked, written elsewhere, and is granted to it anew."""
+    one.engine.create_volume(spec("thick"))
+    grant(one, NODE, use)
+    one.attachers[NODE].stage(one.attachments[VOLUME, NODE], STAGING, use)
+    one.attachers[NODE].publish(VOLUME, STAGING, FORMER, use, read_only=False)
+    write(one, NODE, FORMER, use, b"the past")
+    one.engine.unpublish(VOLUME, NODE)
+    grant(one, OTHER, use)
+    one.attachers[OTHER].stage(one.attachments[VOLUME, OTHER], STAGING, use)
+    one.attachers[OTHER].publish(VOLUME, STAGING, PRESENT, use, read_only=False)
+    write(one, OTHER, PRESENT, use, b"since")
+    one.attachers[OTHER].unpublish(VOLUME, PRESENT)
+    one.attachers[OTHER].unstage(VOLUME, STAGING)
+    one.engine.unpublish(VOLUME, OTHER)
+    one.attachers[OTHER].tend()
+    grant(one, NODE, use)
+
+
+def publish(one: Cluster, use: Use) -> None:
+    """As kubelet does: it stages only what it does not see staged, as after a boot of the node."""
+    attachment = one.attachments[VOLUME, NODE]
+    if not one.attachers[NODE].present_records():
+        one.attachers[NODE].stage(attachment, STAGING, use)
+    one.attachers[NODE].publish(VOLUME, STAGING, PRESENT, use, read_only=False, attachment=attachment)
+
+
+def end_former(one: Cluster) -> None:
+    """And have the driver give up its target, for which an unmount would wait."""
+    one.attachers[NODE].unpublish(VOLUME, FORMER)
+    (record,) = one.attachers[NODE].records()
+    with pytest.raises(Unfinished):
+        one.compute[NODE].read(f"/dev/etherd/{record.attachment.address}", 8 * OFFSET_BYTES, 512)
+    one.world.clock.sleep(700)
+
+
+def end(one: Cluster) -> None:
+    for target in (FORMER, PRESENT):
+        one.attachers[NODE].unpublish(VOLUME, target)
+    one.attachers[NODE].unstage(VOLUME, STAGING)
+
+
+def life(use: Use) -> Life:
+    return Life(
+        name=f"left behind {'block' if isinstance(use, BlockUse) else use.filesystem}",
+        operations=(
+            Operation(name="leave behind", act=lambda one: leave_behind(one, use)),
+            Operation(name="end the former", act=end_former),
+            Operation(name="publish", act=lambda one: publish(one, use)),
+            Operation(name="end", act=end),
+            Operation(name="unpublish", act=lambda one: one.engine.unpublish(VOLUME, NODE)),
+            Operation(name="sweep", act=lambda one: one.attachers[NODE].tend()),
+            Operation(name="delete", act=lambda one: one.engine.delete_volume(VOLUME)),
+        ),
+        undo_from=3,
+    )
+
+
+@pytest.fixture(params=USES, ids=["block", "ext4"])
+def use(request: pytest.FixtureRequest) -> Use:
+    chosen: Use = request.param
+    return chosen
+
+
+def test_a_pod_on_a_node_that_was_given_up_does_not_get_the_past(use: Use) -> None:
+    cluster = Cluster()
+    leave_behind(cluster, use)
+    with pytest.raises(InUse, match=r"a grant that was revoked.*unpublish it there first"):
+        publish(cluster, use)
+    cluster.attachers[NODE].unpublish(VOLUME, FORMER)
+    for _ in range(2):
+        cluster.persist("publish", lambda: publish(cluster, use))
+        assert read(cluster, NODE, PRESENT, use, 5) == b"since"
+    write(cluster, NODE, PRESENT, use, b"goes on")
+    end(cluster)
+    cluster.engine.unpublish(VOLUME, NODE)
+    cluster.attachers[NODE].tend()
+    cluster.engine.delete_volume(VOLUME)
+    cluster.check_nothing_left()
+
+
+def test_control_without_its_grant_a_pod_gets_the_past(use: Use) -> None:
+    cluster = Cluster()
+    leave_behind(cluster, use)
+    cluster.attachers[NODE].unpublish(VOLUME, FORMER)
+    cluster.attachers[NODE].publish(VOLUME, STAGING, PRESENT, use, read_only=False)
+    (record,) = cluster.attachers[NODE].records()
+    assert record.attachment.address != cluster.attachments[VOLUME, NODE].address
+
+
+def test_a_publish_that_stages_anew_killed_anywhere_converges(use: Use, evidence: Evidence) -> None:
+    sweep(life(use), 2, evidence, abandoned="undone", deaths=DEATHS)
+
+
+# --- what kubelet is told while something is left on the node ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["grow ", "write temporary file"])
+def test_a_stage_that_fails_with_its_mount_there_is_unfinished(fails: str) -> None:
+    """Else kubelet would take the volume for one that is not here, and never ask to unstage it."""
+    cluster, use = Cluster(), FilesystemUse(mode=MODE, filesystem="ext4")
+    cluster.engine.create_volume(spec("thick"))
+    grant(cluster, NODE, use)
+    mounted = False
+
+    def fail(step: Step) -> None:
+        nonlocal mounted
+        mounted |= step.after and step.name.startswith("mount ")
+        if mounted and not step.after and fails in step.name:
+            raise CommandFailed(f"{step.name} failed")
+
+    cluster.world.on_step = fail
+    with pytest.raises(Unfinished, match="failed"):
+        cluster.attachers[NODE].stage(cluster.attachments[VOLUME, NODE], STAGING, use)
+    assert mounted
+    assert cluster.attachers[NODE].present_records()
+    cluster.world.on_step = None
+    cluster.attachers[NODE].unstage(VOLUME, STAGING)
+    cluster.engine.unpublish(VOLUME, NODE)
+    cluster.attachers[NODE].tend()
+    cluster.engine.delete_volume(VOLUME)
+    cluster.check_nothing_left()
+
+
+def test_what_a_later_call_refuses_is_unfinished_while_the_former_one_s_mount_is_there() -> None:
+    cluster, use = Cluster(), FilesystemUse(mode=MODE, filesystem="ext4")
+    cluster.engine.create_volume(spec("thick"))
+    grant(cluster, NODE, use)
+
+    def fail(step: Step) -> None:
+        if not step.after and step.name.startswith("grow "):
+            raise CommandFailed(f"{step.name} failed")
+
+    cluster.world.on_step = fail
+    with pytest.raises(Unfinished):
+        cluster.attachers[NODE].stage(cluster.attachments[VOLUME, NODE], STAGING, use)
+    cluster.world.on_step = None
+    with pytest.raises(Unfinished, match="already has"):
+        cluster.attachers[NODE].stage(cluster.attachments[VOLUME, NODE], STAGING, BlockUse(mode=MODE))
+    cluster.attachers[NODE].unstage(VOLUME, STAGING)
