@@ -85,21 +85,23 @@ class Sweeper:
 
     def _drop_lost_pins(self) -> None:
         # Pins first, records second: a pin is set after its record is written.
-        for interface, address, mac in sorted(self.host.ingress.pinned()):
-            if self._is_pinned_for(address, interface):
+        pinned = sorted(self.host.ingress.pinned())
+        recorded = self._recorded_pins()
+        for interface, address, mac in pinned:
+            if (interface, address) in recorded:
                 continue  # Without the lock, which would have whoever unstages just now come again.
             try:
                 with self.locks.hold(f"address {address}"):
-                    if not self._is_pinned_for(address, interface):
+                    if (interface, address) not in self._recorded_pins():
                         self.host.ingress.unpin(interface, address)
                         log.info("pin without a record dropped", extra={"address": str(address), "mac": mac})
             except Busy:
                 continue
 
-    def _is_pinned_for(self, address: Address, interface: str) -> bool:
-        """Say whether something of this boot is recorded at an address of an interface."""
-        record = self.records.of_address(address)
-        return record is not None and record.boot == self.host.boot and record.interface == interface
+    def _recorded_pins(self) -> frozenset[tuple[str, Address | None]]:
+        """Return interface and address of everything recorded in this boot."""
+        present = (one for one in self.records.all() if one.boot == self.host.boot)
+        return frozenset((one.interface, one.attachment.address) for one in present)
 
     def _is_left_over(self, device: AoEDevice) -> bool:
         """Say whether a device seems to be nobody's; takes as long as the probe listens."""
