@@ -17,7 +17,7 @@ from aoe_core.resources.leases import Liveness
 from aoe_core.resources.node import AoENode
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import AoEVolume
-from aoe_operator import decommission
+from aoe_operator import decommission, finalizer
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +61,35 @@ class ClusterRole:
                 name = node.metadata.name
                 if name in seen.live or seen.is_gone(name):
                     self._tell_one(node, is_live=name in seen.live)
-            if self._told.live - seen.live:
+            if self._told.live - seen.live or seen.dead - self._told.dead or seen.is_long > self._told.is_long:
                 self._rescue_s = time.monotonic()
             self._told = seen
         if self._rescue_s <= time.monotonic():
-            self._rescue_s = time.monotonic() + _RESCUE_S if self._rescue(seen.live) else float("inf")
+            self._rescue_s = time.monotonic() + _RESCUE_S if self._rescue(seen) else float("inf")
 
-    def _rescue(self, live: AbstractSet[str]) -> bool:
-        """Place anew what waits for a silent node. Returns: whether any still does."""
+    def _rescue(self, seen: Liveness) -> bool:
+        """Place anew what waits for a silent node, and let go of what waits for it to be deleted. Returns: whether
+        anything still does."""
         left = False
         for volume in self._store.list(AoEVolume):
-            if volume.spec.node is not None and placement.is_open(volume, live=live):
-                try:
+            try:
+                if _was_never_taken_on(volume) and volume.spec.node not in seen.live:
+                    left |= not self._let_go(volume, seen)
+                elif volume.spec.node is not None and placement.is_open(volume, live=seen.live):
                     left |= self.place(volume.metadata.name) is not None
-                except AoECsiError as error:
-                    log.warning("not placed anew", extra={"volume": volume.metadata.name, "error": str(error)})
-                    left = True
+            except AoECsiError as error:
+                log.warning("not placed anew", extra={"volume": volume.metadata.name, "error": str(error)})
+                left = True
         return left
+
+    def _let_go(self, volume: AoEVolume, seen: Liveness) -> bool:
+        """Let a volume go that its node never took on, if that is gone; return whether it was. That node touches
+        nothing before it has written into the status that it takes a volume on, and nobody writes over what has
+        changed: either it was first, and its finalizer stays, or it finds nothing to take on."""
+        if volume.spec.node is None or not seen.is_gone(volume.spec.node):
+            return False
+        finalizer.take_off(self._store, volume)
+        return True
 
     def _tell_one(self, node: AoENode, *, is_live: bool) -> None:
         before = conditions.find(node.status.conditions, "Live")
@@ -148,3 +160,9 @@ class ClusterRole:
             self._looked_s = time.monotonic()
             self._look_took_s = self._looked_s - begin_s
         return placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
+
+
+def _was_never_taken_on(volume: AoEVolume) -> bool:
+    """Say whether a deleted volume has only its node's finalizer, which comes before the word that it is taken on."""
+    going = volume.metadata.deletion_timestamp is not None
+    return going and volume.status.node is None and finalizer.FINALIZER in volume.metadata.finalizers

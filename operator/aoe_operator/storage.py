@@ -551,6 +551,8 @@ class StorageRole:
             return None
         volume_id = VolumeId(volume.metadata.name)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
+        # First, and told of whatever else is refused: whoever took his ticket back waits for it.
+        self._revoke_unwanted(volume, work)
         try:
             if volume.spec.tickets:
                 nodes = ", ".join(ticket.node for ticket in volume.spec.tickets)

@@ -17,7 +17,7 @@ import prometheus_client
 import pytest
 from msgspec.structs import replace
 from tests.cluster.operators import operator_thread
-from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, SAN, SHELF
+from tests.simulated.cluster import COMPUTE_NODES, GROUP_BYTES, INTERFACE, SAN, SHELF, STORAGE_NODE
 from tests.simulated.cluster import Cluster as Machines
 
 from aoe_core.errors import Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished
@@ -64,7 +64,7 @@ from aoe_core.settings import Settings
 from aoe_core.units import GIB, MIB
 from aoe_core.volumes.engine import Engine
 from aoe_lab.kubernetes.control_plane import ControlPlane
-from aoe_operator import handlers, storage_node
+from aoe_operator import finalizer, handlers, storage_node
 from aoe_operator.placing import ClusterRole
 from aoe_operator.registration import Registrations
 from aoe_operator.seen import Seen
@@ -258,6 +258,36 @@ def test_a_volume_s_whole_life(provisioner: ClusterProvisioner, store: Kubernete
         provisioner.get_volume(V)
     provisioner.delete_volume(V)
     provisioner.unpublish(V, node.name)
+
+
+def test_a_storage_machine_that_has_rebooted_uses_its_own_volume_on(
+    provisioner: ClusterProvisioner, machines: Machines
+) -> None:
+    """Its id is another after the boot, and external-attacher asks again with that."""
+    provisioner.create_volume(spec())
+    for boot in ("00000000", "11111111"):
+        here = NodeIdentity(name=STORAGE_NODE, boot=boot, macs=((SAN, (Mac("52:54:00:00:01:0b"),)),))
+        attachment = provisioner.publish(V, here, WRITER, read_only=False, block=True)
+        assert attachment.transport is Transport.LOCAL
+        assert [one.node_id for one in machines.engine.list_grants(V)] == [str(here)]
+    provisioner.unpublish(V, STORAGE_NODE)
+    assert machines.engine.list_grants(V) == ()
+
+
+def test_a_grant_is_taken_back_from_a_volume_whose_deletion_is_refused(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines
+) -> None:
+    """Whoever waits for the one does not wait for the other."""
+    provisioner.create_volume(spec(pool="thick"))
+    node = machines.identity(COMPUTE_NODES[0])
+    provisioner.publish(V, node, WRITER, read_only=False, block=True)
+    machines.storage.open(f"/dev/vg0/v-{V}", "dd")
+    store.delete(AoEVolume, V)
+    provisioner.unpublish(V, node.name)
+    said = store.get(AoEVolume, V)
+    assert said.status.grants == ()
+    machines.storage.close(f"/dev/vg0/v-{V}", "dd")
+    assert store.await_(AoEVolume, V, lambda one: one is None or None, timeout_s=60)
 
 
 def test_a_second_writer_is_refused_by_name(provisioner: ClusterProvisioner, machines: Machines) -> None:
@@ -1361,6 +1391,26 @@ def test_what_a_node_had_not_taken_on_when_it_fell_silent_is_placed_anew(
     assert store.get(AoEVolume, "ours").spec.node == "storage2"
     assert store.get(AoEVolume, "by-hand").spec.node == "storage1"
     assert store.get(AoEVolume, V).spec.node == "storage1"
+
+
+def test_what_a_node_had_not_taken_on_when_it_was_deleted_and_the_node_fell_silent_goes(store: KubernetesStore) -> None:
+    """Its finalizer comes before the word that it is taken on. Control: of what was taken on the disks may hold
+    something."""
+    first = frozenset({"storage1"})
+    role = ClusterRole(store, lambda: first, _Deaf())
+    role.tell_liveness(Liveness(live=first, leased=first))
+    for name, taken_on in (("never", None), ("taken", "storage1")):
+        wanted = AoEVolumeSpec(size="64Mi", pool="thin", node="storage1")
+        made = finalizer.put(store, store.create(AoEVolume(metadata=ObjectMeta(name=name), spec=wanted)))
+        store.update_status(replace(made, status=replace(made.status, node=taken_on)))
+        store.delete(AoEVolume, name)
+    role.tell_liveness(Liveness(live=first, leased=first))
+    # Silent, and not yet for long enough.
+    role.tell_liveness(Liveness(leased=first))
+    assert store.find(AoEVolume, "never") is not None
+    role.tell_liveness(Liveness(dead=first, leased=first))
+    assert store.find(AoEVolume, "never") is None
+    assert store.find(AoEVolume, "taken") is not None
 
 
 def test_whoever_asks_for_capacity_again_and_again_is_answered_by_one_look(

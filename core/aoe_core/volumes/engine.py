@@ -664,7 +664,10 @@ class Engine:
     ) -> tuple[ExportFile, tuple[Action, ...]]:
         """Bring a standing grant up to date with its node's network cards and boot."""
         if file.address is None or file.san is None:
-            return file, ()
+            fresh = replace(file, boot=node.boot, node_id=node_id)
+            if fresh != file:
+                self._apply((PutExport(file=fresh),))
+            return fresh, ()
         macs = node.macs_on(file.san)
         if not macs:
             raise Unreachable(
