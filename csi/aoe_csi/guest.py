@@ -68,12 +68,12 @@ def prepare(options: argparse.Namespace, here: Here, say: Say) -> bool:
     """Publish a volume to this machine, and have its device and its link ready for a domain that is to come by live
     migration."""
     volume_id = requests.get_volume_id(options.volume)
-    mode = _mode(read_only=options.read_only, shared=True)
+    mode, bus = _mode(read_only=options.read_only, shared=True), Bus(options.bus)
     with closing(StorageMachine(options.controller)) as storage:
         origin = storage.origin()
-        here.disks.require_origin(volume_id, origin)
+        here.disks.require_expectable(options.uuid, options.domain, volume_id, mode, bus, origin=origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
-    here.disks.prepare(options.uuid, options.domain, attachment, mode=mode, bus=Bus(options.bus), origin=origin)
+    here.disks.prepare(options.uuid, options.domain, attachment, mode=mode, bus=bus, origin=origin)
     say(f"volume {volume_id} is ready here for domain {options.domain}; once that has come, attach it here and detach "
         "it there")  # fmt: skip
     return True
@@ -102,6 +102,7 @@ def detach(options: argparse.Namespace, here: Here, say: Say) -> bool:
         except Unreachable:
             asked = Origin(endpoint=options.controller)
         here.disks.require_origin(volume_id, asked)
+        here.disks.require_not_arrived(volume_id)
         here.disks.detach(options.domain, volume_id, give_back=give_back, wait_s=options.wait, tell=say)
     say(f"volume {volume_id} is detached from domain {options.domain}, and its grant is given back")
     return True

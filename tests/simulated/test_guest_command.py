@@ -447,6 +447,8 @@ def test_a_running_guest_moves_to_another_host_with_its_disk(
     source, target = (cluster.compute[node].hypervisor for node in (NODE, OTHER_NODE))
     moved = cluster.guest[OTHER_NODE] = target.receive(cluster.guest[NODE], source, persistent=persistent)
     assert target.read(moved, "vdb", 0, 7) == b"written"
+    with pytest.raises(InUse, match="has come to this host"):
+        guest("detach", "g1", VOLUME, node=OTHER_NODE)
     guest("attach", "g1", VOLUME, "--shared", node=OTHER_NODE)
     guest("detach", "g1", VOLUME)
     assert [file.node for file in cluster.held(VOLUME)] == [OTHER_NODE]
@@ -487,6 +489,31 @@ def test_two_guests_never_share_a_volume_for_writing(cluster: GuestCluster, gues
         assert [file.node for file in cluster.held(VOLUME)] == [NODE]
         assert cluster.records(OTHER_NODE).all() == ()
     assert guest("attach", "g1", VOLUME, "--shared")[0], "what is attached already stays so"
+
+
+def test_a_detach_that_the_guest_did_not_obey_is_turned_round_while_it_was_to_move(
+    cluster: GuestCluster, guest: Command
+) -> None:
+    """The guest has the volume all the time, through the grant of the host it runs on."""
+    alone(cluster)
+    guest("attach", "g1", VOLUME, "--shared")
+    guest("prepare", "g1", VOLUME, "--uuid", cluster.guest[NODE].uuid, node=OTHER_NODE)
+    cluster.guest[NODE].unplug = Unplug.IGNORES
+    with pytest.raises(Unfinished):
+        guest("detach", "g1", VOLUME, "--wait", "5")
+    cluster.compute[NODE].hypervisor.listens(cluster.guest[NODE])
+    guest("attach", "g1", VOLUME, "--shared")
+    assert sorted(file.node for file in cluster.held(VOLUME)) == [NODE, OTHER_NODE]
+    cluster.compute[NODE].hypervisor.write(cluster.guest[NODE], "vdb", 0, b"goes on")
+
+
+def test_what_is_not_made_ready_leaves_no_grant(cluster: GuestCluster, guest: Command) -> None:
+    uuid = cluster.guest[NODE].uuid
+    guest("attach", "g1", VOLUME, "--shared")
+    cluster.compute[OTHER_NODE].hypervisor.answers = False
+    with pytest.raises(Unreachable):
+        guest("prepare", "g1", VOLUME, "--uuid", uuid, node=OTHER_NODE)
+    assert [file.node for file in cluster.held(VOLUME)] == [NODE]
 
 
 def test_what_another_domain_has_is_not_made_ready(cluster: GuestCluster, guest: Command) -> None:

@@ -15,7 +15,7 @@ from tests.simulated.guest_disk_cluster import GuestDiskCluster
 from tests.simulated.test_guests import ALIAS, GROWN_BYTES, VOLUME, on, spec
 from tests.simulated.test_kill_sweep import Life, Operation, cut_power, cut_power_of_the_others, kill, sweep
 
-from aoe_core.errors import Unfinished
+from aoe_core.errors import Unfinished, Unreachable
 from aoe_core.fakes.hypervisor import Unplug
 from aoe_core.guests.autostart import Autostart
 from aoe_core.model import Attachment, NodeName, VolumeId
@@ -946,6 +946,19 @@ def test_the_process_readies_devices_and_starts_who_waited_for_them(attached: Gu
     process.ready()
     process.start_guests()
     assert (guest.running, list(guest.live)) == (True, ["vdb"])
+
+
+def test_who_waits_is_noted_while_libvirt_is_too_busy_to_answer(attached: GuestDiskCluster) -> None:
+    """Else the devices would be there at the first look that it answers, and nobody would seem to have waited."""
+    late(attached)
+    process, guest, hypervisor = process_of(attached), attached.guest[NODE], attached.compute[NODE].hypervisor
+    hypervisor.answers = False
+    with pytest.raises(Unreachable):
+        process.start_guests()
+    process.ready()
+    hypervisor.answers = True
+    process.start_guests()
+    assert guest.running
 
 
 def test_the_process_mends_and_tells(attached: GuestDiskCluster, caplog: pytest.LogCaptureFixture) -> None:

@@ -508,6 +508,38 @@ def test_a_detach_is_not_turned_round_before_the_guest_has_answered(attached: Gu
     assert ALIAS in {disk.alias for disk in guest.config.values()}
 
 
+def requests_of(cluster: GuestCluster, act: Callable[[], object]) -> list[str]:
+    """Return what guests are asked to let go of meanwhile."""
+    asked: list[str] = []
+    cluster.world.on_step = lambda step: asked.append(step.name) if "ask to detach" in step.name else None
+    act()
+    cluster.world.on_step = None
+    return asked
+
+
+def test_a_guest_that_was_never_asked_keeps_its_disk_when_a_detach_is_turned_round(attached: GuestCluster) -> None:
+    """Else a disk that is mounted in it would go, and come back as another."""
+    guest, hypervisor = attached.guest[NODE], attached.compute[NODE].hypervisor
+    hypervisor.save(guest)
+    with pytest.raises(InUse, match="sleeps"):
+        attached.disks[NODE].detach("g1", VOLUME)
+    hypervisor.start(guest)
+    assert requests_of(attached, lambda: attached.attach(VOLUME, NODE)) == []
+    assert read_back(attached) == b"written"
+
+
+def test_a_guest_that_libvirt_could_not_ask_counts_as_not_asked(attached: GuestCluster) -> None:
+    """As while it arrives from another host: libvirt has it locked."""
+    guest, hypervisor = attached.guest[NODE], attached.compute[NODE].hypervisor
+    hypervisor.locked = True
+    with pytest.raises(Busy):
+        attached.disks[NODE].detach("g1", VOLUME)
+    hypervisor.locked = False
+    assert requests_of(attached, lambda: attached.attach(VOLUME, NODE)) == []
+    assert read_back(attached) == b"written"
+    assert ALIAS in {disk.alias for disk in guest.config.values()}
+
+
 def test_the_link_leads_to_the_device_until_libvirt_has_taken_it_from_the_guest(attached: GuestCluster) -> None:
     """The fake reports harm otherwise; it finds the device by the link."""
     seen: list[bool] = []

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unreachable
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unreachable
 from aoe_core.fakes.blocks import Device
 from aoe_core.host.contracts import Domain, DomainDisk
 
@@ -87,6 +87,8 @@ class HypervisorState:
         self._machine = machine
         self.answers = True
         """Whether the daemon runs."""
+        self.locked = False
+        """Whether another operation has the guests, so that none can be asked for anything."""
         self.guests: dict[str, Guest] = {}
         """UUID → guest."""
 
@@ -244,6 +246,8 @@ class HypervisorState:
 
     def ask_to_detach(self, guest: Guest, alias: str) -> None:
         _require_running(guest)
+        if self.locked:
+            raise Busy(f"domain {guest.name}: cannot acquire state change lock")
         target = _target_of(guest.name, guest.live, alias)
         if target in guest.letting_go:
             raise CommandFailed(f"{alias} of {guest.name} is already in the process of unplug")

@@ -4,8 +4,9 @@ A host unit that readies devices before libvirt starts (readiness) needs this pr
 container, libvirt is first: it refuses to start a guest whose device is missing, and does not try again. So whoever
 readies the devices then starts those guests: once in a boot, and only those that libvirt was to start itself.
 
-Which guests wait is written down when the boot's first process looks: those alone whose devices are not there. One that
-runs, or is gone, waits no more; one that a person shuts down later is not started again.
+Who may wait is written down when the boot's first process looks, before any device is readied and without libvirt,
+which may be busy for minutes with the guests that it does start: those alone whose devices are not there. One that is
+not to start with the host, runs, or is gone, waits no more; one that a person shuts down later is not started again.
 """
 
 import logging
@@ -24,7 +25,7 @@ _NAME = "waiting"
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The guests that wait for their disks since a boot."""
+    """The guests that wait for their disks since a boot, or may."""
 
     boot: str
     domain_uuids: tuple[str, ...]
@@ -62,7 +63,7 @@ class Autostart:
                 domain = self._hypervisor.get_domain(uuid)
             except NotFound:
                 continue
-            if not domain.running and not self._started(domain):
+            if self._is_kept_back(domain) and not self._started(domain):
                 left[uuid] = domain.name
         if tuple(left) != waiting.domain_uuids:
             self._put(Waiting(boot=self._boot, domain_uuids=tuple(left)))
@@ -73,18 +74,16 @@ class Autostart:
         known = self._read()
         if known is not None and known.boot == self._boot:
             return known
-        aliases = {alias_of(one.record.attachment.serial) for one in self._disks.list()}
-        waiting = Waiting(
-            boot=self._boot,
-            domain_uuids=tuple(
-                domain.uuid
-                for domain in self._hypervisor.domains()
-                if domain.autostart and not domain.running and not self._disks.is_ready_to_start(domain.uuid)
-                if any(disk.alias in aliases for disk in domain.config)
-            ),
-        )
+        domains = sorted({record.domain_uuid for record in self._disks.records() if not record.released})
+        late = tuple(uuid for uuid in domains if not self._disks.is_ready_to_start(uuid))
+        waiting = Waiting(boot=self._boot, domain_uuids=late)
         self._put(waiting)
         return waiting
+
+    def _is_kept_back(self, domain: Domain) -> bool:
+        """Say whether libvirt would start a domain with the host, and could not for want of a disk of ours."""
+        aliases = {alias_of(record.attachment.serial) for record in self._disks.records()}
+        return domain.autostart and not domain.running and any(disk.alias in aliases for disk in domain.config)
 
     def _read(self) -> Waiting | None:
         text = self._files.read_all().get(_NAME)

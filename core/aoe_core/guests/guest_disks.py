@@ -14,7 +14,17 @@ import msgspec
 from aoe_core.attach.attacher import Attacher
 from aoe_core.attach.records import BlockUse, StageRecord
 from aoe_core.attach.staged import device_path
-from aoe_core.errors import AoECsiError, CommandFailed, Conflict, InUse, NoSpace, NotFound, Unfinished, Unreachable
+from aoe_core.errors import (
+    AoECsiError,
+    Busy,
+    CommandFailed,
+    Conflict,
+    InUse,
+    NoSpace,
+    NotFound,
+    Unfinished,
+    Unreachable,
+)
 from aoe_core.guests import plan
 from aoe_core.guests.admission import (
     require_admissible,
@@ -86,9 +96,9 @@ class GuestDisks:
             domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
             require_grant(attachment, mode, earlier)
             self._require_closed(attachment, mode)
-            if earlier is not None and not earlier.wanted:
-                # It may have been asked to let go, and would do so after we said that it has it.
-                await_release(self._host, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
+            if earlier is not None and earlier.asked:
+                # It would let go after we said that it has it. One that was never asked keeps it.
+                self._await_release(volume_id, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
             record = self._recorded(domain, attachment, earlier, mode=mode, bus=bus, origin=origin)
             self._attach(record, tell)
             return record
@@ -115,16 +125,10 @@ class GuestDisks:
         volume_id = attachment.volume_id
         with self._holding(volume_id):
             confirm()
-            earlier = self._earlier(volume_id, origin)
-            users = self._users(volume_id, alias_of(attachment.serial), attachment)
-            require_room(volume_id, domain_uuid, domain_name, mode, bus, earlier=earlier, users=users)
-            self._require_stage_for_guests(volume_id)
+            earlier = self._expectable(
+                domain_uuid, domain_name, volume_id, mode, bus, origin=origin, attachment=attachment
+            )
             require_grant(attachment, mode, earlier)
-            if earlier is not None and not earlier.wanted:
-                raise InUse(
-                    f"volume {volume_id} is being detached from domain {earlier.domain_name} of this host; detach it "
-                    "to the end first"
-                )
             record = earlier or GuestRecord(
                 attachment=attachment,
                 domain_uuid=domain_uuid,
@@ -201,12 +205,38 @@ class GuestDisks:
             domain, _ = self._admitted(domain_name, volume_id, mode, bus, origin=origin)
             return domain
 
+    def require_expectable(
+        self,
+        domain_uuid: str,
+        domain_name: str,
+        volume_id: VolumeId,
+        mode: AccessMode,
+        bus: Bus,
+        *,
+        origin: Origin = _NOBODY,
+    ) -> None:
+        """Check what `prepare` checks as far as that needs no grant: a refusal must not leave one. Raises: as
+        prepare."""
+        with self._holding(volume_id):
+            self._expectable(domain_uuid, domain_name, volume_id, mode, bus, origin=origin)
+
     def has(self, domain_name: str, volume_id: VolumeId) -> bool:
-        """Say whether a volume is on record here for a domain, attached or ready for it to come. Raises: NotFound when
-        there is no such domain."""
+        """Say whether a volume is on record here for a domain: attached, ready for it to come, or not yet let go of, so
+        that it may be in use through its grant. Raises: NotFound when there is no such domain."""
         record = self._records.find(volume_id)
         domain = self._host.hypervisor.get_domain(domain_name)
-        return record is not None and record.wanted and record.domain_uuid == domain.uuid
+        return record is not None and not record.released and record.domain_uuid == domain.uuid
+
+    def require_not_arrived(self, volume_id: VolumeId) -> None:
+        """Check that a guest which a volume was made ready for has not come: who calls its move off does not mean it to
+        lose its disk. Raises: InUse, Unreachable."""
+        record = self._records.find(volume_id)
+        domain = self._find_domain(record.domain_uuid) if record is not None and record.expected else None
+        if domain is not None and find_disk(domain.live, alias_of(serial_of(volume_id))) is not None:
+            raise InUse(
+                f"domain {domain.name} has come to this host with volume {volume_id}, and would lose it; attach it "
+                "here, and then detach it if it is to go"
+            )
 
     def require_disk(self, domain_name: str, volume_id: VolumeId) -> None:
         """Check that a volume is a disk of a domain. Raises: NotFound, Conflict."""
@@ -296,6 +326,30 @@ class GuestDisks:
         require_admissible(domain, volume_id, mode, bus, earlier=earlier, users=users)
         self._require_stage_for_guests(volume_id)
         return domain, earlier
+
+    def _expectable(
+        self,
+        domain_uuid: str,
+        domain_name: str,
+        volume_id: VolumeId,
+        mode: AccessMode,
+        bus: Bus,
+        *,
+        origin: Origin,
+        attachment: Attachment | None = None,
+    ) -> GuestRecord | None:
+        """Return the record of the volume that a prepare goes on from."""
+        earlier = self._earlier(volume_id, origin)
+        known = attachment or (earlier.attachment if earlier is not None else None)
+        users = self._users(volume_id, alias_of(serial_of(volume_id)), known)
+        require_room(volume_id, domain_uuid, domain_name, mode, bus, earlier=earlier, users=users)
+        self._require_stage_for_guests(volume_id)
+        if earlier is not None and not earlier.wanted:
+            raise InUse(
+                f"volume {volume_id} is being detached from domain {earlier.domain_name} of this host; detach it to "
+                "the end first"
+            )
+        return earlier
 
     def _earlier(self, volume_id: VolumeId, origin: Origin) -> GuestRecord | None:
         """Return the record that an attach goes on from. Raises: Conflict (another one granted it)."""
@@ -442,12 +496,33 @@ class GuestDisks:
                 if isinstance(action, plan.AskGuest):
                     if not asking:
                         self._require_not_running(volume_id, record, uuid)
-                    await_release(self._host, action.uuid, alias, wait_s=wait_s, tell=tell)
+                    self._await_release(volume_id, action.uuid, alias, wait_s=wait_s, tell=tell)
                 else:
                     self._do(action, volume_id, alias)
             if plan.Release() in steps:
                 return
         raise Unfinished(f"disk {alias} of domain {uuid} comes back each time it is taken out; see who does so")
+
+    def _await_release(
+        self, volume_id: VolumeId, uuid: str, alias: str, *, wait_s: float = LET_GO_S, tell: Tell = silently
+    ) -> None:
+        """Have a running guest let go. That it is asked is on record before it is: whoever turns a detach round must
+        know whether the guest may still obey. Raises: as await_release."""
+
+        def ask() -> None:
+            record = self._records.find(volume_id)
+            first = record is not None and not record.asked
+            if record is not None and first:
+                self._records.put(msgspec.structs.replace(record, asked=True))
+            try:
+                self._host.hypervisor.ask_to_detach(uuid, alias)
+            except (Busy, Unreachable):
+                # It was not asked, as while it arrives from another host: nobody is to ask it by going back.
+                if record is not None and first:
+                    self._records.put(record)
+                raise
+
+        await_release(self._host, uuid, alias, ask=ask, wait_s=wait_s, tell=tell)
 
     def _next_of_detach(self, volume_id: VolumeId, alias: str, uuid: str | None) -> tuple[plan.Action, ...]:
         domain = self._find_domain(uuid) if uuid is not None else None

@@ -47,7 +47,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return bool(self.endpoint) and self.endpoint != asked.endpoint
 
 
-class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One volume as a guest's disk."""
 
     attachment: Attachment
@@ -61,6 +61,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The name among the domain's disks that was chosen for it."""
     wanted: bool
     """False from the moment it is to be detached."""
+    asked: bool = False
+    """Its running guest may have been asked to let go of it, and may yet do so."""
     expected: bool = False
     """Its domain is to come from another host, by live migration, and may not be here yet."""
     released: bool = False

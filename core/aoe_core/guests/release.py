@@ -26,10 +26,19 @@ def silently(_: str) -> None:
     """Tell nobody."""
 
 
-def await_release(host: GuestHost, uuid: str, alias: str, *, wait_s: float = LET_GO_S, tell: Tell = silently) -> None:
-    """Ask a guest to let go of a disk until it has, or has ended, or is gone.
+def await_release(
+    host: GuestHost,
+    uuid: str,
+    alias: str,
+    *,
+    ask: Callable[[], None],
+    wait_s: float = LET_GO_S,
+    tell: Tell = silently,
+) -> None:
+    """Ask a guest to let go of a disk, by `ask`, until it has, or has ended, or is gone.
 
-    Raises: Unfinished when it still has it after `wait_s`; Unreachable when libvirt does not answer.
+    Raises: Unfinished when it still has it after `wait_s`; Unreachable when libvirt does not answer; Busy when another
+    operation has the domain.
     """
     ends_s, asked_s, refusal = host.now_s() + wait_s, None, ""
     while True:
@@ -49,7 +58,7 @@ def await_release(host: GuestHost, uuid: str, alias: str, *, wait_s: float = LET
             tell(f"waiting for guest {domain.name} to let go of {disk.target}, for at most {ends_s - now_s:.0f} s")
             asked_s = now_s
             try:
-                host.hypervisor.ask_to_detach(uuid, alias)
+                ask()
             except (NotFound, InUse):
                 continue  # It let go or ended this moment: the next look says which.
             except CommandFailed as error:

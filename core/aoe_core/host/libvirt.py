@@ -3,7 +3,8 @@
 They are Debian's package python3-libvirt and are loaded when the first question is asked, so that machines without
 guests need none. Each question opens a connection of its own and closes it: a daemon that was restarted in between is
 then no case of its own, and nothing is remembered that may be stale. Every call runs in a thread of its own with a
-limit, for a daemon that hangs must not take us with it.
+limit, for a daemon that hangs must not take us with it; nor a guest whose emulator hangs with its storage, which holds
+up a change of that guest and of no other.
 
 Errors are told apart by libvirt's codes, never by texts, but for the one of a guest without a free slot, which has no
 code. Sources: libvirt.org/html/libvirt-virterror.html, libvirt-libvirt-domain.html; libvirt 9.0, src/qemu.
@@ -63,7 +64,7 @@ class LibvirtHypervisor:
                         raise
             return tuple(found)
 
-        return self._call("the domains cannot be listed", look, changes=False)
+        return self._call("the domains cannot be listed", look)
 
     def get_domain(self, domain: str) -> Domain:
         """Return the domain of a UUID or name."""
@@ -71,7 +72,7 @@ class LibvirtHypervisor:
         def look(api: ModuleType, connection: Any) -> Domain:
             return _domain(api, _handle(api, connection, domain))
 
-        return self._call(f"domain {domain!r} cannot be looked at", look, changes=False)
+        return self._call(f"domain {domain!r} cannot be looked at", look)
 
     def attach_config(self, uuid: str, disk: DomainDisk) -> None:
         """Give a domain's configuration a disk."""
@@ -123,11 +124,13 @@ class LibvirtHypervisor:
         def change(api: ModuleType, connection: Any) -> None:
             act(api, connection.lookupByUUIDString(uuid))
 
-        self._call(refusal, change, changes=True)
+        self._call(refusal, change, changed=uuid)
         log.info("libvirt changed", extra={"domain": uuid})
 
-    def _call(self, refusal: str, act: Callable[[ModuleType, Any], _Result], *, changes: bool) -> _Result:
+    def _call(self, refusal: str, act: Callable[[ModuleType, Any], _Result], *, changed: str | None = None) -> _Result:
+        """Ask libvirt something, or have it change the domain with a UUID."""
         api = _bindings()
+        whom = f"libvirt at {self._uri}" + (f" about domain {changed}" if changed is not None else "")
 
         def work() -> _Result:
             try:
@@ -143,12 +146,17 @@ class LibvirtHypervisor:
                 connection.close()
 
         try:
-            return self._calls.run(f"libvirt at {self._uri}", work, timeout_s=self._limit_s)
+            return self._calls.run(whom, work, timeout_s=self._limit_s)
         except api.libvirtError as error:
-            raise translated(api, error, refusal, changes=changes) from error
+            raise translated(api, error, refusal, changes=changed is not None) from error
         except Unfinished as error:
-            hangs = f"{refusal}: libvirt at {self._uri} did not answer within {self._limit_s:g} s; restart libvirtd"
-            raise (Unfinished(hangs) if changes else Unreachable(hangs)) from error
+            hangs = f"{refusal}: libvirt at {self._uri} did not answer within {self._limit_s:g} s"
+            if changed is None:
+                raise Unreachable(f"{hangs}; restart libvirtd") from error
+            raise Unfinished(
+                f"{hangs}; its emulator may wait for storage that is away (virsh domblkerror, aoe-stat); else restart "
+                "libvirtd"
+            ) from error
 
 
 def translated(api: ModuleType, error: Any, refusal: str, *, changes: bool) -> AoECsiError:
