@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .claims import Claims
 
 LOOK_S = 3.0
+WRONG = 3
+"""How a container ends whose command found something else than it was to, or could not write."""
 STORM_S = SETTLE_S = 2400.0
 """At most, in vain. Thirty pods at once are a lot of work for emulated machines: half an hour of processor time."""
 VICTIMS = (
@@ -113,6 +115,19 @@ def restarts(pod: dict[str, Any]) -> int:
     return sum(one["restartCount"] for kind in ("initC", "c") for one in status.get(f"{kind}ontainerStatuses", ()))
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPod:
+    """What a look shows of a pod."""
+
+    phase: str
+    exit_codes: frozenset[int]
+    """Of the present and the former run of its container, as far as they have ended."""
+
+
+def has_succeeded(pods: dict[str, SeenPod], name: str) -> bool:
+    return name in pods and pods[name].phase == "Succeeded"
+
+
 @dataclass(slots=True)
 class Life:
     """A claim that one pod writes to and another, on the next node, reads."""
@@ -125,31 +140,34 @@ class Life:
     """A raw device; else a file system, which costs most of the time there is."""
     stage: str = "new"
 
-    def step(self, pods: dict[str, str], claims: set[str]) -> None:
-        """Go a step further, if what the last one asked for has come. `pods`: name → phase."""
+    def step(self, pods: dict[str, SeenPod], claims: set[str]) -> None:
+        """Go a step further, if what the last one asked for has come."""
         writer, reader = f"{self.name}-w", f"{self.name}-r"
         file = DEVICE if self.block else f"{DIRECTORY}/file"
         if self.stage == "new":
             self.claims.claim(self.name, size="64Mi", storage_class=self.storage_class, block=self.block)
             self._pod(writer, self.nodes[0], f"echo {self.name} > {file} && sync")
             self.stage = "written"
-        elif self.stage == "written" and pods.get(writer) == "Succeeded":
+        elif self.stage == "written" and has_succeeded(pods, writer):
             self.claims.kubectl("delete", "pod", writer, "--wait=false")
             self._pod(reader, self.nodes[1], f"head -n 1 {file} | grep -q '^{self.name}$'")
             self.stage = "read"
-        elif self.stage == "read" and pods.get(reader) == "Succeeded":
+        elif self.stage == "read" and has_succeeded(pods, reader):
             self.claims.kubectl("delete", f"pod/{reader}", f"pvc/{self.name}", "--wait=false")
             self.stage = "ending"
         elif self.stage == "ending" and not {writer, reader} & pods.keys() and self.name not in claims:
             self.stage = "over"
-        assert "Failed" not in (pods.get(writer), pods.get(reader)), f"{self.name} lost what was written"
+        for name, lost in ((writer, "could not write"), (reader, "lost what was written")):
+            assert name not in pods or WRONG not in pods[name].exit_codes, f"{name} {lost}"
 
     def _pod(self, name: str, node: str, command: str) -> None:
+        """Run a command. A container that does not start, or is killed, says nothing of what it was to do: it is
+        started again, and only the command's own failure ends it with WRONG."""
         place = {"devicePath": DEVICE} if self.block else {"mountPath": DIRECTORY}
         used = {"volumeDevices" if self.block else "volumeMounts": [{"name": "data", **place}]}
         spec: dict[str, Any] = sleeping(used)
-        spec["containers"][0]["command"] = ["sh", "-c", command]
-        self.claims.pod(name, self.name, node=node, containers=spec["containers"], restartPolicy="Never")
+        spec["containers"][0]["command"] = ["sh", "-c", f"{{ {command}; }} || exit {WRONG}"]
+        self.claims.pod(name, self.name, node=node, containers=spec["containers"], restartPolicy="OnFailure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +244,18 @@ def test_whatever_is_killed_claims_come_and_go(
     )
 
 
-def look(claims: Claims) -> tuple[dict[str, str], set[str]]:
-    """Return pod → phase, and the claims: one question for all."""
+def look(claims: Claims) -> tuple[dict[str, SeenPod], set[str]]:
+    """Return the pods by their names, and the claims: one question for all."""
     items = json.loads(claims.kubectl("get", "pods,pvc", "-o", "json").stdout)["items"]
-    pods = {one["metadata"]["name"]: one["status"]["phase"] for one in items if one["kind"] == "Pod"}
+    pods = {one["metadata"]["name"]: seen(one["status"]) for one in items if one["kind"] == "Pod"}
     return pods, {one["metadata"]["name"] for one in items if one["kind"] == "PersistentVolumeClaim"}
+
+
+def seen(status: dict[str, Any]) -> SeenPod:
+    ended = [
+        one[when]["terminated"]["exitCode"]
+        for one in status.get("containerStatuses", ())
+        for when in ("state", "lastState")
+        if "terminated" in one.get(when, {})
+    ]
+    return SeenPod(phase=status["phase"], exit_codes=frozenset(ended))
