@@ -1,4 +1,5 @@
-"""Invariant 3: no wrong disk. Two targets for an address are never used; the proven one is pinned while staged."""
+"""Invariant 3: no wrong disk. Two targets for an address are never used; the proven one is pinned while staged. Nor the
+right one as it was: what a node still has of a revoked grant is no volume any more."""
 
 import json
 import threading
@@ -9,11 +10,14 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
+from aoe_lab.evidence import Evidence
 from aoe_lab.standalone import THICK, Standalone, Workload, capability
 from aoe_lab.verifying import Writer
 
 SIZE_BYTES = 32 << 20
 IMPOSTER_FILE = "/var/tmp/imposter"
+GIVEN_UP_S = 300.0
+"""At most, in vain."""
 
 
 @contextmanager
@@ -151,6 +155,49 @@ def test_control_without_the_rules_the_imposter_is_written(
     finally:
         compute.run(["systemctl", "start", "aoe-csi-node"])
         cluster.compute["compute1"].connect()
+
+
+def test_a_node_that_was_given_up_does_not_give_a_pod_the_past(
+    cluster: Standalone, workload: Callable[..., Workload], evidence: Evidence
+) -> None:
+    """As kubelet does it: it sees the volume mounted there, and publishes it without staging it."""
+    compute1, compute2 = cluster.compute["compute1"].machine, cluster.compute["compute2"].machine
+    volume = workload(pool=THICK, size_bytes=SIZE_BYTES)
+    volume.create()
+    former = volume.attach("compute1")
+    compute1.run(f"echo past > {former}/file && sync")
+    node1 = cluster.node_id("compute1")
+    volume.unpublish_by_id(node1)
+    elsewhere = volume.attach("compute2")
+    compute2.run(f"echo since > {elsewhere}/file && sync")
+    volume.detach("compute2")
+    volume.publish_by_id(node1)
+    assert compute1.run(["cat", f"{former}/file"]).stdout == "past\n", "the harm cannot be shown here"
+
+    successor = f"{former}-successor"
+    with pytest.raises(grpc.RpcError, match="a grant that was revoked"):
+        volume.node_publish("compute1", target_path=successor)
+    volume.node_unpublish("compute1")
+    waited_s = publish_when_given_up(volume, successor)
+    try:
+        assert compute1.run(["cat", f"{successor}/file"]).stdout == "since\n"
+    finally:
+        volume.node_unpublish("compute1", target_path=successor)
+    evidence(f"a former mount showed what was there before; published anew after {waited_s:.0f} s, it shows what is")
+
+
+def publish_when_given_up(volume: Workload, target_path: str) -> float:
+    """Publish on compute1 once the driver has given up the former target; return how long that took."""
+    began = time.monotonic()
+    while True:
+        try:
+            volume.node_publish("compute1", target_path=target_path)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.ABORTED or time.monotonic() - began > GIVEN_UP_S:
+                raise
+            time.sleep(1)
+        else:
+            return time.monotonic() - began
 
 
 def test_flushed_rules_are_put_back_with_their_pins(cluster: Standalone, workload: Callable[..., Workload]) -> None:
