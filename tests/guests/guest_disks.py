@@ -39,13 +39,15 @@ class GuestDisks:
         self.claims.kubectl("patch", "aoeguestdisk", name, "--type=merge", f"--patch={patch}")
 
     def await_said(self, name: str, type_: str, status: str, *, timeout_s: float = 300) -> str:
-        """Wait for a condition. Returns: its message. Raises: LabError with the status as it is."""
+        """Wait for a condition of the present spec. Returns: its message. Raises: LabError with the status as it is."""
         said = {"message": ""}
 
         def missing() -> str | None:
-            seen = self.claims.get("aoeguestdisk", name).get("status", {})
+            disk = self.claims.get("aoeguestdisk", name)
+            seen = disk.get("status", {})
             for one in seen.get("conditions", []):
-                if (one["type"], one["status"]) == (type_, status):
+                present = one.get("observedGeneration") == disk["metadata"]["generation"]
+                if present and (one["type"], one["status"]) == (type_, status):
                     said["message"] = one["message"]
                     return None
             return str(seen)

@@ -9,6 +9,11 @@ from aoe_lab.evidence import Evidence
 from aoe_lab.lab import default_name
 
 
+@pytest.fixture(autouse=True)
+def _sound_machines() -> None:
+    """Those of the session stay off: these tests boot their own."""
+
+
 @pytest.mark.long
 def test_the_real_host_and_the_fakes_keep_one_contract(evidence: Evidence) -> None:
     with Lab.start(Topology(storage=1, compute=0, sans=("main",)), name=f"{default_name()}-contract") as lab:

@@ -374,10 +374,15 @@ def test_a_host_that_loses_power_has_its_devices_back_before_its_guests_start(
 def _cut_and_boot(cluster: Standalone, host: Machine) -> None:
     host.power_cut()
     cluster.compute[HYPERVISOR].boot(300)
-    # libvirt starts its guests when it starts, and a question starts it.
+    await_libvirt(host)
+    time.sleep(10)
+
+
+def await_libvirt(host: Machine) -> None:
+    """Wait until libvirt answers: it starts its guests when it starts, and a question starts it. Raises: LabError with
+    what it logged."""
     until = time.monotonic() + 300
     while host.run(["virsh", "list", "--all"], check=False, timeout_s=300).code != 0:
         if time.monotonic() > until:
             raise LabError(host.run("journalctl --no-pager -n 40 -u libvirtd").stdout)
         time.sleep(2)
-    time.sleep(10)
