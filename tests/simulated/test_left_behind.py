@@ -4,12 +4,14 @@ Its grant was revoked and the volume written elsewhere. Granted to it anew, kube
 publishes it without staging it.
 """
 
+from weakref import WeakKeyDictionary
+
 import pytest
-from tests.simulated.cluster import COMPUTE_NODES, Cluster
+from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, Cluster
 from tests.simulated.test_kill_sweep import DEATHS, MODE, VOLUME, Life, Operation, spec, sweep
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
-from aoe_core.errors import CommandFailed, InUse, Unfinished
+from aoe_core.errors import CommandFailed, Unfinished
 from aoe_core.fakes.world import Step
 from aoe_core.model import NodeName
 from aoe_lab.evidence import Evidence
@@ -18,6 +20,8 @@ NODE, OTHER = COMPUTE_NODES
 STAGING, FORMER, PRESENT = "/staging/vol", "/pods/former", "/pods/present"
 USES = (BlockUse(mode=MODE), FilesystemUse(mode=MODE, filesystem="ext4"))
 OFFSET_BYTES = 1 << 20
+SEEN_STAGED: WeakKeyDictionary[Cluster, str] = WeakKeyDictionary()
+"""The boot of the node in which its kubelet saw the volume staged."""
 
 
 def grant(one: Cluster, node: NodeName, use: Use) -> None:
@@ -44,6 +48,7 @@ def leave_behind(one: Cluster, use: Use) -> None:
     one.engine.create_volume(spec("thick"))
     grant(one, NODE, use)
     one.attachers[NODE].stage(one.attachments[VOLUME, NODE], STAGING, use)
+    SEEN_STAGED[one] = one.compute[NODE].boot_id
     one.attachers[NODE].publish(VOLUME, STAGING, FORMER, use, read_only=False)
     write(one, NODE, FORMER, use, b"the past")
     one.engine.unpublish(VOLUME, NODE)
@@ -59,10 +64,11 @@ def leave_behind(one: Cluster, use: Use) -> None:
 
 
 def publish(one: Cluster, use: Use) -> None:
-    """As kubelet does: it stages only what it does not see staged, as after a boot of the node."""
+    """As kubelet does: what it has once seen staged it stages again only after a boot of the node."""
     attachment = one.attachments[VOLUME, NODE]
-    if not one.attachers[NODE].present_records():
+    if SEEN_STAGED[one] != one.compute[NODE].boot_id:
         one.attachers[NODE].stage(attachment, STAGING, use)
+        SEEN_STAGED[one] = one.compute[NODE].boot_id
     one.attachers[NODE].publish(VOLUME, STAGING, PRESENT, use, read_only=False, attachment=attachment)
 
 
@@ -106,7 +112,7 @@ def use(request: pytest.FixtureRequest) -> Use:
 def test_a_pod_on_a_node_that_was_given_up_does_not_get_the_past(use: Use) -> None:
     cluster = Cluster()
     leave_behind(cluster, use)
-    with pytest.raises(InUse, match=r"a grant that was revoked.*unpublish it there first"):
+    with pytest.raises(Unfinished, match=r"a grant that was revoked.*unpublish it there first"):
         publish(cluster, use)
     cluster.attachers[NODE].unpublish(VOLUME, FORMER)
     for _ in range(2):
@@ -118,6 +124,74 @@ def test_a_pod_on_a_node_that_was_given_up_does_not_get_the_past(use: Use) -> No
     cluster.attachers[NODE].tend()
     cluster.engine.delete_volume(VOLUME)
     cluster.check_nothing_left()
+
+
+@pytest.mark.parametrize("tended", [False, True])
+def test_a_target_that_is_silent_for_a_while_leaves_the_former_as_it_is(use: Use, *, tended: bool) -> None:
+    """Else nothing would be on record, and kubelet, which saw it staged, would not stage it."""
+    cluster = Cluster()
+    leave_behind(cluster, use)
+    end_former(cluster)
+    (file,) = cluster.held(VOLUME)
+    cluster.world.link("storage1", INTERFACE, up=False)
+    with pytest.raises(Unfinished, match="nobody answers"):
+        publish(cluster, use)
+    if tended:
+        cluster.attachers[NODE].tend()
+    (record,) = cluster.attachers[NODE].present_records()
+    assert record.staged
+    assert record.attachment.address != file.address
+    cluster.world.link("storage1", INTERFACE, up=True)
+    cluster.persist("publish", lambda: publish(cluster, use))
+    assert read(cluster, NODE, PRESENT, use, 5) == b"since"
+
+
+@pytest.mark.parametrize("tended", [False, True])
+def test_a_target_that_falls_silent_when_the_former_has_gone_is_waited_for(use: Use, *, tended: bool) -> None:
+    cluster = Cluster()
+    leave_behind(cluster, use)
+    end_former(cluster)
+
+    def fall_silent(step: Step) -> None:
+        # What is pinned was proven: the driver does not find it any more.
+        if step.after and step.name.startswith("nft pin "):
+            cluster.world.link("storage1", INTERFACE, up=False)
+
+    cluster.world.on_step = fall_silent
+    with pytest.raises(Unfinished, match="did not come up"):
+        publish(cluster, use)
+    cluster.world.on_step = None
+    if tended:
+        cluster.attachers[NODE].tend()
+    with pytest.raises(Unfinished, match="nobody answers"):
+        publish(cluster, use)
+    cluster.world.link("storage1", INTERFACE, up=True)
+    cluster.persist("publish", lambda: publish(cluster, use))
+    assert read(cluster, NODE, PRESENT, use, 5) == b"since"
+    end(cluster)
+
+
+def test_what_kubelet_forgot_is_staged_anew(use: Use) -> None:
+    """One that was started anew before it had unstaged stages the volume when it comes back to the node."""
+    cluster = Cluster()
+    leave_behind(cluster, use)
+    attachment = cluster.attachments[VOLUME, NODE]
+    with pytest.raises(Unfinished, match="a grant that was revoked"):
+        cluster.attachers[NODE].stage(attachment, STAGING, use)
+    end_former(cluster)
+    cluster.persist("stage", lambda: cluster.attachers[NODE].stage(attachment, STAGING, use))
+    publish(cluster, use)
+    assert read(cluster, NODE, PRESENT, use, 5) == b"since"
+
+
+def test_a_pod_gets_the_use_it_asks_for_and_not_the_former_one() -> None:
+    cluster = Cluster()
+    leave_behind(cluster, BlockUse(mode=MODE))
+    cluster.attachers[NODE].unpublish(VOLUME, FORMER)
+    asked = BlockUse(mode=MODE, read_only=True)
+    cluster.persist("publish", lambda: publish(cluster, asked))
+    (record,) = cluster.attachers[NODE].records()
+    assert record.use == asked
 
 
 def test_control_without_its_grant_a_pod_gets_the_past(use: Use) -> None:

@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from aoe_core.attach.host import ComputeHost
 from aoe_core.attach.prove import address_of, prove_device
 from aoe_core.attach.publishing import Publishing
 from aoe_core.attach.records import FilesystemUse, StageRecord, StageRecords, Use, records_of
-from aoe_core.attach.staged import StagedVolumes, device_path, is_of_grant, is_read_only
+from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
 from aoe_core.attach.staging import Staging
 from aoe_core.attach.sweeper import Sweeper
 from aoe_core.attach.watchdog import Watchdog
@@ -32,7 +32,7 @@ from aoe_core.host.lock_files import DIRECTORY, LockFiles
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
 from aoe_core.locks import Locks
-from aoe_core.model import Address, Attachment, NodeIdentity, SanName, Transport, VolumeId
+from aoe_core.model import Attachment, NodeIdentity, SanName, Transport, VolumeId
 from aoe_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Attacher:
         Raises: IdentityMismatch, InUse (the device is open), Conflict (staged otherwise, or another file system),
         Unreachable (target silent), Invalid (path, option, SAN), Busy, Unfinished.
         """
-        with self._holding(attachment.volume_id, attachment.address):
+        with self._holding(attachment.volume_id), self._holding_addresses(attachment):
             self._staging.stage(attachment, staging_path, use)
 
     def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
@@ -120,8 +120,9 @@ class Attacher:
         knows it; through a former one it is not published, but staged anew. Raises: NotFound, InUse, Conflict, Invalid,
         Busy, what stage raises."""
         with self._holding(volume_id):
-            if attachment is not None:
-                self._renew(attachment, staging_path)
+            if attachment is not None and self._staging.is_behind(attachment, staging_path):
+                with self._holding_addresses(attachment):
+                    self._staging.catch_up(attachment, staging_path, use, target_path)
             self._publishing.publish(volume_id, staging_path, target_path, use, read_only=read_only)
 
     def unpublish(self, volume_id: VolumeId, target_path: str) -> None:
@@ -196,16 +197,6 @@ class Attacher:
 
     # --- parts --------------------------------------------------------------------------------------------------
 
-    def _renew(self, attachment: Attachment, staging_path: str) -> None:
-        record = self._staged.find(attachment.volume_id)
-        if record is None or (record.staged and is_of_grant(record, attachment)):
-            return
-        addresses = {one for one in (record.attachment.address, attachment.address) if one is not None}
-        with ExitStack() as held:
-            for address in sorted(addresses):
-                held.enter_context(self._locks.hold(f"address {address}"))
-            self._staging.renew(attachment, staging_path)
-
     def _tend_for_ever(self) -> None:
         prepared = False
         while not self._stop.is_set():
@@ -221,11 +212,16 @@ class Attacher:
                 log.exception("round failed")
             self._stop.wait(_TEND_S)
 
+    def _holding(self, volume_id: VolumeId) -> AbstractContextManager[None]:
+        return self._locks.hold(f"volume {volume_id}")
+
     @contextmanager
-    def _holding(self, volume_id: VolumeId, address: Address | None = None) -> Iterator[None]:
+    def _holding_addresses(self, attachment: Attachment) -> Iterator[None]:
+        """Hold the address of a grant, and that of a former one its volume is still staged through."""
+        former = self._records.find(attachment.volume_id)
+        addresses = {attachment.address, former.attachment.address if former is not None else None}
         with ExitStack() as held:
-            held.enter_context(self._locks.hold(f"volume {volume_id}"))
-            if address is not None:
+            for address in sorted(one for one in addresses if one is not None):
                 held.enter_context(self._locks.hold(f"address {address}"))
             yield
 

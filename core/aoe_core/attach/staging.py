@@ -55,87 +55,82 @@ class Staging:
     staged: StagedVolumes
 
     def stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:
-        """Bring a volume to the state its use needs, from wherever an earlier attempt left it.
+        """Bring a volume to the state its use needs, from wherever an earlier attempt left it; one that is staged
+        through a former grant is staged anew.
 
         Raises: Unfinished, and nothing else, as long as anything of it is left here: kubelet takes most other errors
         for the word that the volume is not here, and never asks to unstage it
         (k8s.io/kubernetes/pkg/volume/csi/csi_attacher.go, isFinalError).
         """
-        try:
-            self._stage(attachment, staging_path, use)
-        except (Busy, Unfinished):
-            raise
-        except AoECsiError as error:
-            if self._is_half_staged(attachment.volume_id):
-                raise Unfinished(str(error)) from error
-            raise
+        self._stage(attachment, self.staged.resolved(staging_path), use)
 
-    def renew(self, attachment: Attachment, staging_path: str) -> None:
-        """Have a volume staged through the grant it has now, if it is staged through a former one.
+    def is_behind(self, attachment: Attachment, staging_path: str) -> bool:
+        """Say whether a volume is staged at a path through another grant than it is to be used through, or not to the
+        end."""
+        record = self.staged.find(attachment.volume_id)
+        if record is None or record.staging_path != self.staged.resolved(staging_path):
+            return False
+        return not (record.staged and is_of_grant(record, attachment))
+
+    def catch_up(self, attachment: Attachment, staging_path: str, use: Use, target_path: str) -> None:
+        """Stage a volume that is behind, to be published at a target path.
 
         A node that was given up for lost, and was not, may have the volume mounted still when it is granted it anew,
         and kubelet, which sees it mounted, publishes it without staging it. What is mounted is the past: the volume may
-        have been written elsewhere since, and nothing that is written here arrives. Raises: InUse while a pod has the
-        former one, what unstage and stage raise.
+        have been written elsewhere since, and nothing that is written here arrives. The target is on record from the
+        beginning, so that nothing drops what the next call is to go on from: kubelet will not stage it then either.
+        Raises: Unfinished, also while somebody here has the former one; Busy.
         """
-        record = self.staged.find(attachment.volume_id)
-        if record is None or record.staging_path != self.staged.resolved(staging_path):
-            return  # Whoever publishes is told so.
-        if not is_of_grant(record, attachment):
-            self._end_former(record, attachment)
-        elif record.staged:
-            return
-        self.stage(attachment, staging_path, record.use)
+        target = self.staged.resolved(target_path)
+        self._stage(attachment, self.staged.resolved(staging_path), use, targets=(target,))
 
-    def _end_former(self, record: StageRecord, attachment: Attachment) -> None:
-        """Undo staging through a former grant; the record is at once that of the present one, half-staged, so that
-        whoever is killed here leaves what the next call goes on from."""
-        former = record.attachment
-        try:
-            self._unmount(record)
-            self._prove_closed(record)
-        except InUse as error:
-            raise InUse(
-                f"volume {former.volume_id} is staged on this node through {device_path(former)}, a grant that was "
-                f"revoked, and is granted now through {device_path(attachment)}; it is staged anew once nobody here "
-                f"uses the former: {error}"
-            ) from error
-        self._clear_read_only(record)
-        log.warning(
-            "staged through a former grant, and staged anew",
-            extra={
-                "volume": former.volume_id,
-                "former": device_path(former),
-                "present": device_path(attachment),
-            },
-        )
-        self.records.put(
-            StageRecord(
-                attachment=attachment,
-                staging_path=record.staging_path,
-                use=record.use,
-                interface=self._interface(attachment),
-                pinned_mac=None,
-                staged=False,
-                boot=self.host.boot,
-            )
-        )
-        if record.interface:
-            self.host.ingress.unpin(record.interface, address_of(former))
-
-    def _stage(self, attachment: Attachment, staging_path: str, use: Use) -> None:
-        interface = self._interface(attachment)
+    def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
+        """Undo staging, finished or not. Needs no target."""
         path = self.staged.resolved(staging_path)
-        self._admit_path(path, attachment, use)
+        record = self.records.find(volume_id)
+        if record is None:
+            if self.staged.mounts_at(path):
+                raise InUse(
+                    f"{path} is a mount that this driver has no record of (volume {volume_id}); unmount it by hand"
+                )
+            return
+        if record.boot != self.host.boot:
+            self.forget(record)
+            return
+        if record.staging_path != path:
+            raise Conflict(f"volume {volume_id} is staged at {record.staging_path}, not at {path}; unstage it there")
+        self._undo(record)
+        self.forget(record)
+
+    def forget(self, record: StageRecord) -> None:
+        """Drop a record's pins, then the record."""
+        self._unpin(record)
+        self.records.drop(record.attachment.volume_id)
+
+    # --- the way there ------------------------------------------------------------------------------------------
+
+    def _stage(self, attachment: Attachment, path: str, use: Use, targets: tuple[str, ...] = ()) -> None:
+        try:
+            self._bring(attachment, path, use, targets)
+        except (Busy, Unfinished):
+            raise
+        except AoECsiError as error:
+            if self._is_left(attachment, path):
+                raise Unfinished(str(error)) from error
+            raise
+
+    def _bring(self, attachment: Attachment, path: str, use: Use, targets: tuple[str, ...]) -> None:
         record = StageRecord(
             attachment=attachment,
             staging_path=path,
             use=use,
-            interface=interface,
+            interface=self._interface(attachment),
             pinned_mac=None,
             staged=False,
             boot=self.host.boot,
+            targets=targets,
         )
+        self._admit_path(record)
         if isinstance(use, FilesystemUse):
             options.mount_options(use, read_only=is_read_only(record))
         earlier = self._settle_earlier(record)
@@ -145,7 +140,7 @@ class Staging:
             record = msgspec.structs.replace(
                 record,
                 pinned_mac=earlier.pinned_mac,
-                targets=earlier.targets,
+                targets=earlier.targets or targets,
                 read_only_targets=earlier.read_only_targets,
             )
         # A mount without a record is adopted for a local volume only: elsewhere it may be an older volume's.
@@ -170,31 +165,13 @@ class Staging:
             self._forget_if_idle(record)
             raise
 
-    def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
-        """Undo staging, finished or not. Needs no target."""
-        path = self.staged.resolved(staging_path)
-        record = self.records.find(volume_id)
-        if record is None:
-            if self.staged.mounts_at(path):
-                raise InUse(
-                    f"{path} is a mount that this driver has no record of (volume {volume_id}); unmount it by hand"
-                )
-            return
-        if record.boot != self.host.boot:
-            self.forget(record)
-            return
-        if record.staging_path != path:
-            raise Conflict(f"volume {volume_id} is staged at {record.staging_path}, not at {path}; unstage it there")
-        self._unmount(record)
-        self._prove_closed(record)
-        self._clear_read_only(record)
-        self.forget(record)
-
-    def forget(self, record: StageRecord) -> None:
-        """Drop a record's pins, then the record."""
-        if record.attachment.transport is Transport.AOE and record.interface:
-            self.host.ingress.unpin(record.interface, address_of(record.attachment))
-        self.records.drop(record.attachment.volume_id)
+    def _is_left(self, attachment: Attachment, path: str) -> bool:
+        """Say whether something is here of a staging that did not come to its end, or of a former grant; what cannot be
+        told may be."""
+        try:
+            return self.is_behind(attachment, path)
+        except AoECsiError:
+            return True
 
     # --- before anything changes --------------------------------------------------------------------------------
 
@@ -211,12 +188,16 @@ class Staging:
             )
         return san.interface
 
-    def _admit_path(self, path: str, attachment: Attachment, use: Use) -> None:
+    def _admit_path(self, record: StageRecord) -> None:
+        path, attachment = record.staging_path, record.attachment
         kind = self.host.mounts.kind(path)
         if kind not in ("directory", "absent"):
             raise Invalid(f"staging path {path} is a {kind}; give a directory")
+        earlier = self.staged.find(attachment.volume_id)
         for mount in self.staged.mounts_at(path):
-            if isinstance(use, BlockUse) or not self.staged.is_filesystem_of(mount, attachment):
+            if earlier is not None and _is_former(earlier, record) and self.staged.is_own(mount, earlier):
+                continue  # It goes before the present one comes.
+            if isinstance(record.use, BlockUse) or not self.staged.is_filesystem_of(mount, attachment):
                 raise Conflict(
                     f"staging path {path} already has {mount.source} mounted; unmount it, or stage volume "
                     f"{attachment.volume_id} elsewhere"
@@ -234,14 +215,37 @@ class Staging:
             and is_of_grant(earlier, record.attachment)
         ):
             return earlier
-        if earlier.staged:
+        if earlier.staged and not _is_former(earlier, record):
             raise Conflict(
                 f"volume {volume_id} is staged on this node at {earlier.staging_path} as {_use_text(earlier)} through "
                 f"{device_path(earlier.attachment)}, and was asked for at {record.staging_path} as {_use_text(record)} "
                 f"through {device_path(record.attachment)}; unstage it first"
             )
-        self.unstage(volume_id, earlier.staging_path)
+        if _is_former(earlier, record):
+            self._end_former(earlier, record)
+        else:
+            self.unstage(volume_id, earlier.staging_path)
         return None
+
+    def _end_former(self, former: StageRecord, record: StageRecord) -> None:
+        """Undo what is staged through a former grant, once the present one has proven to be there. The former's record
+        stays until the present one's is written over it."""
+        before, now = device_path(former.attachment), device_path(record.attachment)
+        try:
+            self._require_unpublished(former)
+            if record.attachment.transport is Transport.AOE:
+                prove_answers(record.attachment, self._listen(record))
+            self._undo(former)
+        except InUse as error:
+            raise InUse(
+                f"volume {former.attachment.volume_id} is staged on this node through {before}, a grant that was "
+                f"revoked, and is granted now through {now}; it is staged anew once nobody here has the former: {error}"
+            ) from error
+        self._unpin(former)
+        log.warning(
+            "staged anew, through another grant",
+            extra={"volume": former.attachment.volume_id, "former": before, "present": now},
+        )
 
     def _is_there(self, record: StageRecord) -> bool:
         if isinstance(record.use, FilesystemUse):
@@ -397,13 +401,14 @@ class Staging:
 
     # --- the way back -------------------------------------------------------------------------------------------
 
-    def _is_half_staged(self, volume_id: VolumeId) -> bool:
-        """Say whether there is a record of a staging that did not come to its end, as far as can be told."""
-        try:
-            record = self.staged.find(volume_id)
-        except AoECsiError:
-            return False
-        return record is not None and not record.staged
+    def _undo(self, record: StageRecord) -> None:
+        self._unmount(record)
+        self._prove_closed(record)
+        self._clear_read_only(record)
+
+    def _unpin(self, record: StageRecord) -> None:
+        if record.attachment.transport is Transport.AOE and record.interface:
+            self.host.ingress.unpin(record.interface, address_of(record.attachment))
 
     def _forget_if_idle(self, record: StageRecord) -> None:
         """After a refusal, leave nothing behind, unless something of the volume's is there to be cleaned up."""
@@ -420,13 +425,17 @@ class Staging:
                 extra={"volume": record.attachment.volume_id, "error": str(error)},
             )
 
-    def _unmount(self, record: StageRecord) -> None:
+    def _require_unpublished(self, record: StageRecord) -> None:
         volume_id, path = record.attachment.volume_id, record.staging_path
-        table = self.host.mounts.table()
-        elsewhere = sorted({one.target for one in table if one.target != path and self.staged.is_own(one, record)})
+        mounts = (one for one in self.host.mounts.table() if one.target != path)
+        elsewhere = sorted({one.target for one in mounts if self.staged.is_own(one, record)})
         if elsewhere:
             raise InUse(f"volume {volume_id} is still mounted at {', '.join(elsewhere)}; unpublish it there first")
-        for mount in (one for one in reversed(table) if one.target == path):
+
+    def _unmount(self, record: StageRecord) -> None:
+        volume_id, path = record.attachment.volume_id, record.staging_path
+        self._require_unpublished(record)
+        for mount in reversed(self.staged.mounts_at(path)):
             if not self.staged.is_filesystem_of(mount, record.attachment):
                 raise InUse(f"{path} has {mount.source} mounted, which is not volume {volume_id}; unmount it by hand")
             try:
@@ -468,6 +477,11 @@ class Staging:
             except (CommandFailed, Unfinished) as error:
                 # Needs no target: the flag goes with the device, and staging sets it anew.
                 log.warning("read-only flag left", extra={"device": device.path, "error": str(error)})
+
+
+def _is_former(earlier: StageRecord, record: StageRecord) -> bool:
+    """Say whether a volume was staged at the same path through another grant: a node has one at a time."""
+    return earlier.staging_path == record.staging_path and not is_of_grant(earlier, record.attachment)
 
 
 def _use_text(record: StageRecord) -> str:
