@@ -74,22 +74,16 @@ class ClusterRole:
         for volume in self._store.list(AoEVolume):
             try:
                 if _was_never_taken_on(volume) and volume.spec.node not in seen.live:
-                    left |= not self._let_go(volume, seen)
+                    if volume.spec.node is not None and seen.is_gone(volume.spec.node):
+                        finalizer.take_off(self._store, volume)
+                    else:
+                        left = True
                 elif volume.spec.node is not None and placement.is_open(volume, live=seen.live):
                     left |= self.place(volume.metadata.name) is not None
             except AoECsiError as error:
                 log.warning("not placed anew", extra={"volume": volume.metadata.name, "error": str(error)})
                 left = True
         return left
-
-    def _let_go(self, volume: AoEVolume, seen: Liveness) -> bool:
-        """Let a volume go that its node never took on, if that is gone; return whether it was. That node touches
-        nothing before it has written into the status that it takes a volume on, and nobody writes over what has
-        changed: either it was first, and its finalizer stays, or it finds nothing to take on."""
-        if volume.spec.node is None or not seen.is_gone(volume.spec.node):
-            return False
-        finalizer.take_off(self._store, volume)
-        return True
 
     def _tell_one(self, node: AoENode, *, is_live: bool) -> None:
         before = conditions.find(node.status.conditions, "Live")
@@ -163,6 +157,10 @@ class ClusterRole:
 
 
 def _was_never_taken_on(volume: AoEVolume) -> bool:
-    """Say whether a deleted volume has only its node's finalizer, which comes before the word that it is taken on."""
+    """Say whether a deleted volume has only its node's finalizer, which comes before the word that it is taken on.
+
+    A node touches nothing before that word, and nobody writes over what has changed since he read it: who takes the
+    finalizer off was first, and the node finds nothing to take on, or the node was, and it stays.
+    """
     going = volume.metadata.deletion_timestamp is not None
     return going and volume.status.node is None and finalizer.FINALIZER in volume.metadata.finalizers

@@ -457,12 +457,13 @@ class StorageRole:
             f" kubectl annotate {kind.lower()} {name} {POOL_IS_GONE}={pool}"
         )
 
-    def _revoke_unwanted(self, volume: AoEVolume, work: _Round) -> None:
-        """Revoke what no ticket asks for, and count no grant as in force that is not."""
+    def _revoke_unwanted(self, volume: AoEVolume, work: _Round) -> AoECsiError | None:
+        """Revoke what no ticket asks for, and count no grant as in force that is not. Returns: what keeps one in
+        force."""
         volume_id, tickets = VolumeId(volume.metadata.name), volume.spec.tickets
         in_force = self._engine.list_grants(volume_id)
         unwanted = [grant for grant in in_force if not any(_answers(grant, ticket) for ticket in tickets)]
-        self._revoke(volume, work, {grant.node: grant for grant in unwanted})
+        failed = self._revoke(volume, work, {grant.node: grant for grant in unwanted})
         left = {grant.node: grant for grant in self._engine.list_grants(volume_id)} if in_force else {}
         told = [one for one in volume.status.grants if one.node in left]
         known = {one.node for one in told}
@@ -478,6 +479,7 @@ class StorageRole:
             if (grant := left.get(NodeName(ticket.node))) is not None and grant.half_revoked
         ]
         work.status = replace(work.status, refusals=tuple(refusals))
+        return failed
 
     @staticmethod
     def _tell_grants(work: _Round, grants: Sequence[GrantStatus]) -> None:
@@ -517,7 +519,7 @@ class StorageRole:
         elif conditions.find(work.status.conditions, "Granted") is not None:
             self._say(volume, work, "Granted", None, message="every ticket is granted")
 
-    def _revoke(self, volume: AoEVolume, work: _Round, unwanted: dict[NodeName, Grant]) -> None:
+    def _revoke(self, volume: AoEVolume, work: _Round, unwanted: dict[NodeName, Grant]) -> AoECsiError | None:
         volume_id, failed = VolumeId(volume.metadata.name), None
         for node in sorted(unwanted):
             try:
@@ -529,6 +531,7 @@ class StorageRole:
             self._say(volume, work, "Revoked", failed)
         elif conditions.find(work.status.conditions, "Revoked") is not None:
             self._say(volume, work, "Revoked", None, message="what was taken back is revoked")
+        return failed
 
     def _grant(self, volume_id: VolumeId, ticket: Ticket) -> GrantStatus:
         identity = NodeIdentity.parse(ticket.node_id)
@@ -551,13 +554,13 @@ class StorageRole:
             return None
         volume_id = VolumeId(volume.metadata.name)
         work = _Round(replace(volume.status, observed_generation=volume.metadata.generation, phase="Deleting"))
-        # First, and told of whatever else is refused: whoever took his ticket back waits for it.
-        self._revoke_unwanted(volume, work)
         try:
+            # First, and told of whatever else is refused: whoever took his ticket back waits for it.
+            if (failed := self._revoke_unwanted(volume, work)) is not None:
+                raise failed
             if volume.spec.tickets:
                 nodes = ", ".join(ticket.node for ticket in volume.spec.tickets)
                 raise InUse(f"volume {volume_id} is held by {nodes}; take it back there first, then it is deleted")
-            self._engine.unpublish(volume_id, None)
             if volume.status.size is not None and volume.spec.pool not in self._engine.pools():
                 with suppress(NotFound):
                     self._ready_volume(volume)
