@@ -295,8 +295,12 @@ class GuestLine(ABC):
         return before
 
     def stop_writer(self) -> int:
-        """End the writer and return the number of its last block."""
-        return int(self.ask("stop")[0])
+        """End the writer and return the number of its last block. Raises: LabError when there was none."""
+        match self.ask("stop"):
+            case [last]:
+                return int(last)
+            case said:
+                raise LabError(f"the guest has no writer to stop; it says {said}")
 
     def wrong(self, disk: str, salt: str, last: int) -> int:
         """Return how many of the blocks 0 to `last` are not what the writer wrote."""

@@ -512,8 +512,10 @@ def requests_of(cluster: GuestCluster, act: Callable[[], object]) -> list[str]:
     """Return what guests are asked to let go of meanwhile."""
     asked: list[str] = []
     cluster.world.on_step = lambda step: asked.append(step.name) if "ask to detach" in step.name else None
-    act()
-    cluster.world.on_step = None
+    try:
+        act()
+    finally:
+        cluster.world.on_step = None
     return asked
 
 

@@ -96,7 +96,7 @@ class GuestDisks:
             domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
             require_grant(attachment, mode, earlier)
             self._require_closed(attachment, mode)
-            if earlier is not None and earlier.asked:
+            if earlier is not None and not earlier.wanted and earlier.asked is not False:
                 # It would let go after we said that it has it. One that was never asked keeps it.
                 self._await_release(volume_id, earlier.domain_uuid, alias_of(attachment.serial), tell=tell)
             record = self._recorded(domain, attachment, earlier, mode=mode, bus=bus, origin=origin)
@@ -485,7 +485,7 @@ class GuestDisks:
         tell: Tell,
     ) -> None:
         if record is not None and record.wanted:
-            self._records.put(msgspec.structs.replace(record, wanted=False))
+            self._records.put(msgspec.structs.replace(record, wanted=False, asked=False))
         alias = alias_of(record.attachment.serial if record else serial_of(volume_id))
         for _ in range(_ROUNDS):
             steps = self._next_of_detach(volume_id, alias, uuid)
@@ -510,16 +510,16 @@ class GuestDisks:
         know whether the guest may still obey. Raises: as await_release."""
 
         def ask() -> None:
-            record = self._records.find(volume_id)
-            first = record is not None and not record.asked
-            if record is not None and first:
-                self._records.put(msgspec.structs.replace(record, asked=True))
+            found = self._records.find(volume_id)
+            unasked = found if found is not None and found.asked is False else None
+            if unasked is not None:
+                self._records.put(msgspec.structs.replace(unasked, asked=True))
             try:
                 self._host.hypervisor.ask_to_detach(uuid, alias)
             except (Busy, Unreachable):
                 # It was not asked, as while it arrives from another host: nobody is to ask it by going back.
-                if record is not None and first:
-                    self._records.put(record)
+                if unasked is not None:
+                    self._records.put(unasked)
                 raise
 
         await_release(self._host, uuid, alias, ask=ask, wait_s=wait_s, tell=tell)

@@ -61,8 +61,9 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The name among the domain's disks that was chosen for it."""
     wanted: bool
     """False from the moment it is to be detached."""
-    asked: bool = False
-    """Its running guest may have been asked to let go of it, and may yet do so."""
+    asked: bool | None = None
+    """Whether its running guest may have been asked to let go of it, since it is to be detached, and may yet do so.
+    None in a record of a version that did not write it down, too: then it may."""
     expected: bool = False
     """Its domain is to come from another host, by live migration, and may not be here yet."""
     released: bool = False

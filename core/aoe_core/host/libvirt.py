@@ -124,13 +124,15 @@ class LibvirtHypervisor:
         def change(api: ModuleType, connection: Any) -> None:
             act(api, connection.lookupByUUIDString(uuid))
 
-        self._call(refusal, change, changed=uuid)
+        self._call(refusal, change, changed_uuid=uuid)
         log.info("libvirt changed", extra={"domain": uuid})
 
-    def _call(self, refusal: str, act: Callable[[ModuleType, Any], _Result], *, changed: str | None = None) -> _Result:
-        """Ask libvirt something, or have it change the domain with a UUID."""
+    def _call(
+        self, refusal: str, act: Callable[[ModuleType, Any], _Result], *, changed_uuid: str | None = None
+    ) -> _Result:
+        """Ask libvirt something, or have it change a domain."""
         api = _bindings()
-        whom = f"libvirt at {self._uri}" + (f" about domain {changed}" if changed is not None else "")
+        whom = f"libvirt at {self._uri}" + (f" about domain {changed_uuid}" if changed_uuid is not None else "")
 
         def work() -> _Result:
             try:
@@ -148,10 +150,10 @@ class LibvirtHypervisor:
         try:
             return self._calls.run(whom, work, timeout_s=self._limit_s)
         except api.libvirtError as error:
-            raise translated(api, error, refusal, changes=changed is not None) from error
+            raise translated(api, error, refusal, changes=changed_uuid is not None) from error
         except Unfinished as error:
             hangs = f"{refusal}: libvirt at {self._uri} did not answer within {self._limit_s:g} s"
-            if changed is None:
+            if changed_uuid is None:
                 raise Unreachable(f"{hangs}; restart libvirtd") from error
             raise Unfinished(
                 f"{hangs}; its emulator may wait for storage that is away (virsh domblkerror, aoe-stat); else restart "

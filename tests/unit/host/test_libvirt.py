@@ -219,10 +219,10 @@ def test_a_daemon_that_hangs_holds_nobody_for_ever(api: Any) -> None:
         with pytest.raises(Unfinished, match="did not answer within"):
             hypervisor.ask_to_detach(UUID, "ua-x")
         # One stuck thread, not one for each try.
-        began = len([one for one in threading.enumerate() if one.name.startswith("blocking libvirt")])
+        stuck = [one for one in threading.enumerate() if one.name.startswith("blocking libvirt")]
         with pytest.raises(Unfinished, match="did not answer within"):
             hypervisor.ask_to_detach(UUID, "ua-x")
-        assert len([one for one in threading.enumerate() if one.name.startswith("blocking libvirt")]) == began
+        assert [one for one in threading.enumerate() if one.name.startswith("blocking libvirt")] == stuck
         # An emulator that waits for its storage holds up a change of its own guest, and nobody else.
         assert hypervisor.get_domain("g1").uuid == UUID
         with pytest.raises(NotFound):
