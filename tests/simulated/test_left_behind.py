@@ -7,18 +7,24 @@ publishes it without staging it.
 from weakref import WeakKeyDictionary
 
 import pytest
-from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, Cluster
+from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, Cluster
 from tests.simulated.test_kill_sweep import DEATHS, MODE, VOLUME, Life, Operation, spec, sweep
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
 from aoe_core.errors import CommandFailed, Unfinished
 from aoe_core.fakes.world import Step
 from aoe_core.model import NodeName
+from aoe_core.units import MIB
 from aoe_lab.evidence import Evidence
 
 NODE, OTHER = COMPUTE_NODES
 STAGING, FORMER, PRESENT = "/staging/vol", "/pods/former", "/pods/present"
-USES = (BlockUse(mode=MODE), FilesystemUse(mode=MODE, filesystem="ext4"))
+USES = (
+    BlockUse(mode=MODE),
+    FilesystemUse(mode=MODE, filesystem="ext4"),
+    # One whose device has died answers no question about its mount point.
+    FilesystemUse(mode=MODE, filesystem="xfs"),
+)
 OFFSET_BYTES = 1 << 20
 SEEN_STAGED: WeakKeyDictionary[Cluster, str] = WeakKeyDictionary()
 """The boot of the node in which its kubelet saw the volume staged."""
@@ -45,7 +51,7 @@ def read(one: Cluster, node: NodeName, target: str, use: Use, length_bytes: int)
 
 def leave_behind(one: Cluster, use: Use) -> None:
     """Have a node with a volume that was revoked, written elsewhere, and is granted to it anew."""
-    one.engine.create_volume(spec("thick"))
+    one.engine.create_volume(spec("thick", size_bytes=320 * MIB))
     grant(one, NODE, use)
     one.attachers[NODE].stage(one.attachments[VOLUME, NODE], STAGING, use)
     SEEN_STAGED[one] = one.compute[NODE].boot_id
@@ -73,12 +79,12 @@ def publish(one: Cluster, use: Use) -> None:
 
 
 def end_former(one: Cluster) -> None:
-    """And have the driver give up its target, for which an unmount would wait."""
-    one.attachers[NODE].unpublish(VOLUME, FORMER)
+    """When the driver has given up its target, for which an unmount would wait."""
     (record,) = one.attachers[NODE].records()
     with pytest.raises(Unfinished):
         one.compute[NODE].read(f"/dev/etherd/{record.attachment.address}", 8 * OFFSET_BYTES, 512)
     one.world.clock.sleep(700)
+    one.attachers[NODE].unpublish(VOLUME, FORMER)
 
 
 def end(one: Cluster) -> None:
@@ -103,7 +109,7 @@ def life(use: Use) -> Life:
     )
 
 
-@pytest.fixture(params=USES, ids=["block", "ext4"])
+@pytest.fixture(params=USES, ids=["block", "ext4", "xfs"])
 def use(request: pytest.FixtureRequest) -> Use:
     chosen: Use = request.param
     return chosen
@@ -171,6 +177,43 @@ def test_a_target_that_falls_silent_when_the_former_has_gone_is_waited_for(use: 
     end(cluster)
 
 
+def test_the_next_pod_goes_on_when_the_one_it_was_begun_for_has_gone(use: Use) -> None:
+    """And the storage machine is silent for a while, so that nothing but the record tells of the volume."""
+    cluster, first = Cluster(), "/pods/first"
+    leave_behind(cluster, use)
+    end_former(cluster)
+    attachment, attacher = cluster.attachments[VOLUME, NODE], cluster.attachers[NODE]
+
+    def fall_silent(step: Step) -> None:
+        if step.after and step.name.startswith("nft pin "):
+            cluster.world.link("storage1", INTERFACE, up=False)
+
+    cluster.world.on_step = fall_silent
+    for target in (first, PRESENT):
+        with pytest.raises(Unfinished):
+            attacher.publish(VOLUME, STAGING, target, use, read_only=False, attachment=attachment)
+    cluster.world.on_step = None
+    attacher.unpublish(VOLUME, first)
+    attacher.tend()
+    cluster.world.link("storage1", INTERFACE, up=True)
+    cluster.persist("publish", lambda: publish(cluster, use))
+    assert read(cluster, NODE, PRESENT, use, 5) == b"since"
+    end(cluster)
+
+
+def test_an_imposter_at_the_present_address_is_named_and_the_former_is_left() -> None:
+    cluster, use = Cluster(), USES[0]
+    leave_behind(cluster, use)
+    end_former(cluster)
+    address = cluster.attachments[VOLUME, NODE].address
+    assert address is not None
+    cluster.world.add_imposter(SAN, "52:54:00:00:99:99", address, serial="other0000", size_bytes=320 * MIB)
+    with pytest.raises(Unfinished, match="not provably") as refused:
+        publish(cluster, use)
+    assert "nobody here has the former" not in str(refused.value)
+    assert cluster.is_staged(VOLUME, NODE)
+
+
 def test_what_kubelet_forgot_is_staged_anew(use: Use) -> None:
     """One that was started anew before it had unstaged stages the volume when it comes back to the node."""
     cluster = Cluster()
@@ -203,6 +246,7 @@ def test_control_without_its_grant_a_pod_gets_the_past(use: Use) -> None:
     assert record.attachment.address != cluster.attachments[VOLUME, NODE].address
 
 
+@pytest.mark.parametrize("use", USES[:2], ids=["block", "ext4"])
 def test_a_publish_that_stages_anew_killed_anywhere_converges(use: Use, evidence: Evidence) -> None:
     sweep(life(use), 2, evidence, abandoned="undone", deaths=DEATHS)
 

@@ -19,7 +19,7 @@ from aoe_core.attach.staged import StagedVolumes, device_path, is_read_only
 from aoe_core.attach.staging import Staging
 from aoe_core.attach.sweeper import Sweeper
 from aoe_core.attach.watchdog import Watchdog
-from aoe_core.errors import AoECsiError, InUse, NotFound, Unreachable
+from aoe_core.errors import AoECsiError, CommandFailed, InUse, NotFound, Unfinished, Unreachable
 from aoe_core.host.attached import AttachedBlockDevices
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.blocks import HostBlockDevices
@@ -92,7 +92,8 @@ class Attacher:
         """Bring the device up, prove it, and for a file system make or check it and mount it at `staging_path`.
 
         Raises: IdentityMismatch, InUse (the device is open), Conflict (staged otherwise, or another file system),
-        Unreachable (target silent), Invalid (path, option, SAN), Busy, Unfinished.
+        Unreachable (target silent), Invalid (path, option, SAN), Busy; Unfinished instead of any while something is
+        left here of an earlier attempt, or of a former grant.
         """
         with self._holding(attachment.volume_id), self._holding_addresses(attachment):
             self._staging.stage(attachment, staging_path, use)
@@ -217,8 +218,12 @@ class Attacher:
 
     @contextmanager
     def _holding_addresses(self, attachment: Attachment) -> Iterator[None]:
-        """Hold the address of a grant, and that of a former one its volume is still staged through."""
-        former = self._records.find(attachment.volume_id)
+        """Hold the address of a grant, and that of a former one its volume is still staged through. Raises: Busy;
+        Unfinished when the records cannot be read, and it may be staged."""
+        try:
+            former = self._records.find(attachment.volume_id)
+        except CommandFailed as error:
+            raise Unfinished(str(error)) from error
         addresses = {attachment.address, former.attachment.address if former is not None else None}
         with ExitStack() as held:
             for address in sorted(one for one in addresses if one is not None):

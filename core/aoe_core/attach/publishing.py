@@ -48,10 +48,8 @@ class Publishing:
     def unpublish(self, volume_id: VolumeId, target_path: str) -> None:
         """Undo publish and remove the target path."""
         target = self.staged.resolved(target_path)
-        kind = self.host.mounts.kind(target)
-        if kind not in ("absent", "directory", "file", "block"):
-            raise Invalid(f"target path {target} is a {kind} and was left alone; remove it by hand")
         record = self.staged.find(volume_id)
+        # Before its kind is asked for: that asks the file system that is mounted there, and a dead one may not answer.
         for mount in reversed(self.staged.mounts_at(target)):
             if record is None or not self.staged.is_own(mount, record):
                 raise InUse(
@@ -59,8 +57,12 @@ class Publishing:
                     "has it on record; unmount it by hand"
                 )
             self.host.mounts.unmount(target)
+        kind = self.host.mounts.kind(target)
+        if kind not in ("absent", "directory", "file", "block"):
+            raise Invalid(f"target path {target} is a {kind} and was left alone; remove it by hand")
         self.host.mounts.remove_path(target)
-        if record is not None and target in record.targets:
+        # Of one that is not staged to its end the targets are whom it is staged for: what goes on from its record.
+        if record is not None and record.staged and target in record.targets:
             self._drop_target(record, target)
 
     # --- parts --------------------------------------------------------------------------------------------------

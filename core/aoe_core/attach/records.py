@@ -51,7 +51,7 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     staged: bool
     """Whether staging came to its end; a half-staged volume is staged again from its start."""
     targets: tuple[str, ...] = ()
-    """Paths it is published at."""
+    """Paths it is published at; of a half-staged one also where it is to be, and then the sweeper leaves it alone."""
     read_only_targets: tuple[str, ...] = ()
     """Those of them that are read-only."""
     boot: str

@@ -6,6 +6,8 @@ drop pins and record. Never a lazy unmount, never a flush of what is open.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -58,9 +60,9 @@ class Staging:
         """Bring a volume to the state its use needs, from wherever an earlier attempt left it; one that is staged
         through a former grant is staged anew.
 
-        Raises: Unfinished, and nothing else, as long as anything of it is left here: kubelet takes most other errors
-        for the word that the volume is not here, and never asks to unstage it
-        (k8s.io/kubernetes/pkg/volume/csi/csi_attacher.go, isFinalError).
+        Raises: Unfinished, and nothing else, as long as something is left here of a staging that did not come to its
+        end, or of a former grant: kubelet takes most other errors for the word that the volume is not here, and never
+        asks to unstage it (k8s.io/kubernetes/pkg/volume/csi/csi_client.go, isFinalError).
         """
         self._stage(attachment, self.staged.resolved(staging_path), use)
 
@@ -140,7 +142,7 @@ class Staging:
             record = msgspec.structs.replace(
                 record,
                 pinned_mac=earlier.pinned_mac,
-                targets=earlier.targets or targets,
+                targets=tuple(dict.fromkeys((*earlier.targets, *targets))),
                 read_only_targets=earlier.read_only_targets,
             )
         # A mount without a record is adopted for a local volume only: elsewhere it may be an older volume's.
@@ -190,11 +192,12 @@ class Staging:
 
     def _admit_path(self, record: StageRecord) -> None:
         path, attachment = record.staging_path, record.attachment
-        kind = self.host.mounts.kind(path)
-        if kind not in ("directory", "absent"):
+        mounts = self.staged.mounts_at(path)
+        # A mount point is a directory; to look at one asks its file system, and a dead one answers with an error.
+        if not mounts and (kind := self.host.mounts.kind(path)) not in ("directory", "absent"):
             raise Invalid(f"staging path {path} is a {kind}; give a directory")
         earlier = self.staged.find(attachment.volume_id)
-        for mount in self.staged.mounts_at(path):
+        for mount in mounts:
             if earlier is not None and _is_former(earlier, record) and self.staged.is_own(mount, earlier):
                 continue  # It goes before the present one comes.
             if isinstance(record.use, BlockUse) or not self.staged.is_filesystem_of(mount, attachment):
@@ -224,24 +227,24 @@ class Staging:
         if _is_former(earlier, record):
             self._end_former(earlier, record)
         else:
-            self.unstage(volume_id, earlier.staging_path)
+            self._undo(earlier)
+        # Its record stays until this one is written over it.
+        self._unpin(earlier)
         return None
 
     def _end_former(self, former: StageRecord, record: StageRecord) -> None:
-        """Undo what is staged through a former grant, once the present one has proven to be there. The former's record
-        stays until the present one's is written over it."""
+        """Undo what is staged through a former grant, once the present one has proven to be there."""
         before, now = device_path(former.attachment), device_path(record.attachment)
-        try:
+        has_former = (
+            f"volume {former.attachment.volume_id} is staged on this node through {before}, a grant that was revoked, "
+            f"and is granted now through {now}; it is staged anew once nobody here has the former: "
+        )
+        with _said_before(has_former):
             self._require_unpublished(former)
-            if record.attachment.transport is Transport.AOE:
-                prove_answers(record.attachment, self._listen(record))
+        if record.attachment.transport is Transport.AOE:
+            prove_answers(record.attachment, self._listen(record))
+        with _said_before(has_former):
             self._undo(former)
-        except InUse as error:
-            raise InUse(
-                f"volume {former.attachment.volume_id} is staged on this node through {before}, a grant that was "
-                f"revoked, and is granted now through {now}; it is staged anew once nobody here has the former: {error}"
-            ) from error
-        self._unpin(former)
         log.warning(
             "staged anew, through another grant",
             extra={"volume": former.attachment.volume_id, "former": before, "present": now},
@@ -459,7 +462,8 @@ class Staging:
         if isinstance(record.use, FilesystemUse):
             raise Unfinished(
                 f"device {address} of volume {volume_id} is unmounted and still open: the kernel is writing back, or "
-                f"waits for a silent target (at most {self.settings.initiator.deadsecs} s); try again"
+                f"waits for a silent target (at most {self.settings.initiator.deadsecs} s), or a process that came "
+                "while it was mounted keeps a copy of the mount (fuser -vm); try again"
             )
         raise InUse(f"device {address} of volume {volume_id} is still open on this node; stop what uses it")
 
@@ -477,6 +481,15 @@ class Staging:
             except (CommandFailed, Unfinished) as error:
                 # Needs no target: the flag goes with the device, and staging sets it anew.
                 log.warning("read-only flag left", extra={"device": device.path, "error": str(error)})
+
+
+@contextmanager
+def _said_before(why: str) -> Iterator[None]:
+    """Begin the sentence of a refusal that may pass with what it is about."""
+    try:
+        yield
+    except (InUse, Unfinished) as error:
+        raise type(error)(f"{why}{error}") from error
 
 
 def _is_former(earlier: StageRecord, record: StageRecord) -> bool:

@@ -221,6 +221,9 @@ class FakeMounts:
 
     def kind(self, path: str) -> str:
         with self._process.reading() as machine:
+            top = machine.mounts.topmost(path)
+            if top is not None and top.disk is not None and top.mount.filesystem == "xfs" and not top.disk.size_bytes:
+                raise CommandFailed(f"{path} cannot be looked at (Input/output error)")  # It has shut down.
             return machine.mounts.kind(path)
 
     def resolve(self, path: str) -> str:
