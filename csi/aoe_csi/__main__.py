@@ -24,7 +24,7 @@ from aoe_csi import __version__, logs
 if TYPE_CHECKING:
     from aoe_csi.composition import Composition
     from aoe_csi.health import Check
-    from aoe_csi.server import Server
+    from aoe_csi.registration import Stoppable
 
 DEFAULT_ENDPOINT = "unix:///run/aoe-csi/csi.sock"
 OK, ATTENTION, REFUSED = 0, 1, 2
@@ -179,10 +179,14 @@ def _cluster_node(options: argparse.Namespace) -> int:
     if options.registration_directory is None:
         return _serve(options, composition, alive=machine.find_change, ready=lambda: lack(None))
     registered = registration.Registration(parse_endpoint(options.endpoint))
+    socket = str(registration.socket_in(options.registration_directory))
+    registrar = registration.Registrar(
+        registered, lambda: Server(socket, registered), takes_part=lambda: machine.takes_part
+    )
     return _serve(
         options,
         composition,
-        beside=[Server(str(registration.socket_in(options.registration_directory)), registered)],
+        beside=[registrar],
         alive=machine.find_change,
         ready=lambda: lack(registered),
     )
@@ -203,7 +207,7 @@ def _serve(
     options: argparse.Namespace,
     composition: "Composition",
     *,
-    beside: Sequence["Server"] = (),
+    beside: Sequence["Stoppable"] = (),
     alive: "Check" = lambda: None,
     ready: "Check" = lambda: None,
 ) -> int:
@@ -226,7 +230,12 @@ def _serve(
         if options.health is not None:
             is_alive: health.Check = lambda: alive() or health.probe(socket)  # noqa: E731 - of a named type.
             checked.enter_context(
-                health.Health(health.parse_address(options.health), alive=is_alive, ready=lambda: is_alive() or ready())
+                health.Health(
+                    health.parse_address(options.health),
+                    alive=is_alive,
+                    # Not by what has changed meanwhile: a DaemonSet replaces at once all pods that are not ready.
+                    ready=lambda: health.probe(socket) or ready(),
+                )
             )
         server.start()
         for worker in composition.background:

@@ -1,5 +1,8 @@
 """Prometheus metrics of the operator's roles; docs/metrics.md lists them, and the chart's alerts ask for them."""
 
+import functools
+import threading
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 import prometheus_client
@@ -9,7 +12,7 @@ from aoe_core.errors import Invalid
 from aoe_core.host.exports import ExportState
 from aoe_core.model import VolumeState
 from aoe_core.resources import conditions
-from aoe_core.resources.fields import parse_quantity
+from aoe_core.resources.fields import Condition, parse_quantity
 from aoe_core.resources.leases import Liveness
 from aoe_core.resources.node import AoENodeStatus
 from aoe_core.volumes.inspection import Inspection
@@ -22,18 +25,54 @@ RECONCILED = Histogram(
 )
 _LIVE = Gauge("aoe_csi_storage_node_live", "Whether a storage node that has a Lease renews it.", ("node",))
 _UNREGISTERED = Gauge("aoe_csi_node_unregistered", "Compute nodes whose node server has not registered.", ("node",))
-HEARTBEAT = Gauge("aoe_csi_heartbeat_timestamp_seconds", "When this storage node last renewed its Lease.")
+REFUSALS = Gauge(
+    "aoe_csi_refusals",
+    "Volumes and snapshots of this storage node with a condition that is False, by kind, condition and reason.",
+    ("kind", "type", "reason"),
+)
 
-_READY = Gauge("aoe_csi_storage_ready", "Whether volumes can be placed here.")
+# Of a storage node alone: where they are not set the other roles would tell of a node that is not ready.
+HEARTBEAT = Gauge(
+    "aoe_csi_heartbeat_timestamp_seconds", "When this storage node last renewed its Lease.", registry=None
+)
+_READY = Gauge("aoe_csi_storage_ready", "Whether volumes can be placed here.", registry=None)
+_VOLUMES = Gauge("aoe_csi_volumes", "Volumes on this storage node.", registry=None)
+_EXPORTS = Gauge("aoe_csi_exports", "Exports that serve.", registry=None)
+_GRANTS = Gauge("aoe_csi_grants", "Grants in force, exported or on this machine.", registry=None)
+_WIPES = Gauge("aoe_csi_wipes", "Deleted volumes whose content is still being wiped.", registry=None)
 _FREE = Gauge("aoe_csi_pool_available_bytes", "What a pool can still give out.", ("pool",))
 _LARGEST = Gauge("aoe_csi_pool_largest_volume_bytes", "The largest volume that a pool takes.", ("pool",))
-_VOLUMES = Gauge("aoe_csi_volumes", "Volumes on this storage node.")
-_EXPORTS = Gauge("aoe_csi_exports", "Exports that serve.")
-_GRANTS = Gauge("aoe_csi_grants", "Grants in force, exported or on this machine.")
-_WIPES = Gauge("aoe_csi_wipes", "Deleted volumes whose content is still being wiped.")
 _ORPHANS = Gauge("aoe_csi_orphans", "What nothing wants, and nobody removes unasked.", ("kind",))
 _FINDINGS = Gauge("aoe_csi_findings", "What preflight found amiss on this storage node.", ("severity",))
 _CARD_UP = Gauge("aoe_csi_san_up", "Whether the card on a SAN is up.", ("san",))
+
+
+@functools.cache
+def tell_of_storage_node() -> None:
+    """Have what is counted once on a storage node among what Prometheus is told from now on."""
+    for gauge in (HEARTBEAT, _READY, _VOLUMES, _EXPORTS, _GRANTS, _WIPES):
+        prometheus_client.REGISTRY.register(gauge)
+
+
+class Refusals:
+    """Counts the conditions that are False, of one process's volumes and snapshots."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._said: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
+        """(kind, name) → what is refused and why."""
+
+    def show(self, kind: str, name: str, said: Iterable[Condition] = ()) -> None:
+        """Count one resource as it is now; without conditions, as one that is gone."""
+        refused = frozenset((one.type, one.reason) for one in said if one.status == "False")
+        with self._guard:
+            before = self._said.pop((kind, name), frozenset())
+            if refused:
+                self._said[kind, name] = refused
+            for type_, reason in before - refused:
+                REFUSALS.labels(kind, type_, reason).dec()
+            for type_, reason in refused - before:
+                REFUSALS.labels(kind, type_, reason).inc()
 
 
 def serve(address: str) -> None:

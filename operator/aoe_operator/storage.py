@@ -38,7 +38,7 @@ from aoe_core.resources.store import Store
 from aoe_core.resources.volume import MAX_HOLDERS, AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
 from aoe_core.volumes.engine import Engine
 from aoe_core.volumes.inspection import Inspection
-from aoe_operator import finalizer
+from aoe_operator import finalizer, metrics
 from aoe_operator.finalizer import FINALIZER
 from aoe_operator.seen import Seen
 
@@ -153,6 +153,7 @@ class StorageRole:
         self._locks = Locks()
         self._calls = BlockingCalls()
         self._first_look = RecentLook(self._look, age_s=_FIRST_LOOK_S)
+        self._refusals = metrics.Refusals()
         self._met: set[str] = set()
         self._met_snapshots: set[str] = set()
         """Those whose resources were seen."""
@@ -207,9 +208,11 @@ class StorageRole:
         """What no resource speaks of any more is an orphan from now on."""
         self._settled.pop(name, None)
         self._met.discard(name)
+        self._refusals.show("AoEVolume", name)
 
     def _forget_snapshot(self, name: str) -> None:
         self._met_snapshots.discard(name)
+        self._refusals.show("AoESnapshot", name)
 
     def find_drifted(self, there: Inspection) -> tuple[str, ...]:
         """Return the volumes that were as wanted and that this host shows otherwise now; nobody is asked for it.
@@ -297,6 +300,7 @@ class StorageRole:
         self._met.add(name)
         if volume.spec.node != self._node or volume.status.node not in (None, self._node):
             self._settled.pop(name, None)
+            self._refusals.show("AoEVolume", name)
             return None
         ending = volume.metadata.deletion_timestamp is not None
         if ending and FINALIZER not in volume.metadata.finalizers:
@@ -374,6 +378,7 @@ class StorageRole:
         return self._write_status(volume, status)
 
     def _write_status(self, volume: AoEVolume, status: AoEVolumeStatus) -> AoEVolume:
+        self._refusals.show("AoEVolume", volume.metadata.name, status.conditions)
         if status == volume.status:
             return volume
         written = self._store.update_status(replace(volume, status=status))
@@ -572,6 +577,7 @@ class StorageRole:
             return work.again_s
         self._seen.forget(volume.metadata.name)
         finalizer.take_off(self._store, volume)
+        self._refusals.show("AoEVolume", volume.metadata.name)
         return None
 
     def _say(
@@ -640,6 +646,7 @@ class StorageRole:
                 taken_at=time_of(taken.created_s),
                 conditions=self._ready(snapshot, None),
             )
+        self._refusals.show("AoESnapshot", name, status.conditions)
         if status != snapshot.status:
             self._store.update_status(replace(snapshot, status=status))
             events.post_change(self._events, snapshot, status.conditions)
@@ -677,6 +684,7 @@ class StorageRole:
                 generation=snapshot.metadata.generation,
                 now_s=self._now_s(),
             )
+            self._refusals.show("AoESnapshot", snapshot.metadata.name, said)
             if said != snapshot.status.conditions:
                 self._store.update_status(replace(snapshot, status=replace(snapshot.status, conditions=said)))
                 events.post_change(self._events, snapshot, said)

@@ -95,6 +95,7 @@ class StorageProcess:
         self._contents = RecentLook(lambda: _contents_of(self.engine.inspect()), age_s=_LOOK_AFTER * heartbeat_s)
 
     def __enter__(self) -> Self:
+        metrics.tell_of_storage_node()
         self.engine.start_background()
         for thread in self._threads:
             thread.start()

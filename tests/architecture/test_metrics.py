@@ -21,6 +21,7 @@ MODULES = (aoe_csi.cluster_node, aoe_csi.metrics, aoe_operator.guests_process, a
 
 
 def ours() -> set[str]:
+    aoe_operator.metrics.tell_of_storage_node()
     return {family.name for family in prometheus_client.REGISTRY.collect() if family.name.startswith("aoe_csi_")}
 
 

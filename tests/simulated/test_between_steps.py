@@ -54,6 +54,27 @@ def at(cluster: Cluster, wanted: str, act: Callable[[], object], *, after: bool 
     cluster.world.on_step = hook
 
 
+def test_a_copy_under_way_is_nobody_s_left_over() -> None:
+    """And what stays of one whose process died is."""
+    cluster = Cluster()
+    cluster.engine.create_volume(spec())
+    copy = spec(COPY, source=FromVolume(volume_id=VOLUME))
+    seen: list[int] = []
+
+    def look(_: Step) -> None:
+        if any(one.key == f"copy/{COPY}" for one in cluster.engine.work()):
+            seen.append(len(cluster.engine.inspect().orphans))
+
+    cluster.world.on_step = look
+    cluster.engine.create_volume(copy)
+    cluster.world.on_step = None
+    assert seen
+    assert not any(seen)
+    cluster.engine.delete_volume(COPY)
+    die_at(cluster, "copy", lambda: cluster.engine.create_volume(copy))
+    assert [one.kind for one in cluster.engine.inspect().orphans] == ["volume"]
+
+
 def die_at(cluster: Cluster, wanted: str, act: Callable[[], object], *, restart: bool = True) -> None:
     """Kill whoever comes to a step, right after it; the processes then start anew."""
 

@@ -4,7 +4,7 @@ Orphans are reported and never removed unasked: an unfinished volume may be some
 volume with our tag may hold the only copy of somebody's data. Pure: reports in, rows out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from aoe_core.host.contracts import ExportUnit, LvmReport
@@ -55,9 +55,15 @@ def ready_with_grants(volumes: Iterable[Volume], exports: Iterable[ExportFile]) 
 
 
 def inspect(
-    settings: Settings, report: LvmReport, exports: tuple[ExportFile, ...], units: Mapping[Address, ExportUnit]
+    settings: Settings,
+    report: LvmReport,
+    exports: tuple[ExportFile, ...],
+    units: Mapping[Address, ExportUnit],
+    *,
+    coming: Collection[VolumeId] = (),
 ) -> Inspection:
-    """Return everything of ours on this machine."""
+    """Return everything of ours on this machine. `coming`: the volumes that are being copied, which are not left over
+    though they are not made yet."""
     by_place = {(pool.volume_group, pool.thin_pool): PoolName(pool.name) for pool in settings.pool}
     volumes: list[Volume] = []
     snapshots: list[Snapshot] = []
@@ -71,7 +77,7 @@ def inspect(
         where = f"{lv.vg}/{lv.name}"
         if volume is not None:
             volumes.append(volume)
-            if volume.state is VolumeState.NEW:
+            if volume.state is VolumeState.NEW and volume.volume_id not in coming:
                 orphans.append(Orphan(kind="volume", name=where, fact=_UNFINISHED))
         elif snapshot is not None:
             snapshots.append(snapshot)
