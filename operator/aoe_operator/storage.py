@@ -442,6 +442,14 @@ class StorageRole:
             self._require_pool(volume, volume.spec.pool)
             raise
 
+    def _has_another(self, snapshot: AoESnapshot) -> bool:
+        """Say whether a snapshot of this name is there, of another volume."""
+        try:
+            there = self._engine.get_snapshot(SnapshotId(snapshot.metadata.name))
+        except NotFound:
+            return False
+        return there.source != snapshot.spec.volume
+
     def _taken_snapshot(self, snapshot: AoESnapshot) -> Snapshot:
         """Return a snapshot that was taken once. Raises: as `_ready_volume`."""
         try:
@@ -569,7 +577,11 @@ class StorageRole:
             if volume.status.size is not None and volume.spec.pool not in self._engine.pools():
                 with suppress(NotFound):
                     self._ready_volume(volume)
-            self._engine.delete_volume(volume_id)
+            if volume.status.size is None and self._engine.has_another(conversion.request_of(volume)):
+                # It was refused for that, perhaps while somebody tried to adopt it: nobody asked for that one's end.
+                log.warning("left in LVM: it was not made for this volume", extra={"volume": volume_id})
+            else:
+                self._engine.delete_volume(volume_id)
         except AoECsiError as error:
             work.postpone(error)
             self._say(volume, work, "Deleted", error)
@@ -674,7 +686,10 @@ class StorageRole:
             if snapshot.status.taken_at is not None and snapshot.status.pool not in self._engine.pools():
                 with suppress(NotFound):
                     self._taken_snapshot(snapshot)
-            self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
+            if snapshot.status.taken_at is None and self._has_another(snapshot):
+                log.warning("left in LVM: it was not taken for this", extra={"snapshot": snapshot.metadata.name})
+            else:
+                self._engine.delete_snapshot(SnapshotId(snapshot.metadata.name))
         except AoECsiError as error:
             log.warning("snapshot waits", extra={"snapshot": snapshot.metadata.name, "error": str(error)})
             said = conditions.put_error(

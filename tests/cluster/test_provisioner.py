@@ -1413,6 +1413,39 @@ def test_what_a_node_had_not_taken_on_when_it_was_deleted_and_the_node_fell_sile
     assert store.find(AoEVolume, "taken") is not None
 
 
+def test_what_was_refused_for_what_lvm_has_ends_without_that(
+    provisioner: ClusterProvisioner, store: KubernetesStore, machines: Machines
+) -> None:
+    """As when what a lost resource left is adopted with one word wrong, or a claim asks for its name."""
+    machines.engine.create_volume(spec(pool="thick"))
+    wrong = AoEVolumeSpec(size="64Mi", pool="thin", node="storage1")
+    store.create(AoEVolume(metadata=ObjectMeta(name=V), spec=wrong))
+    refused = store.await_(
+        AoEVolume, V, lambda one: find(one.status.conditions, "Ready") if one is not None else None, timeout_s=60
+    )
+    assert refused is not None
+    assert refused.reason == "Conflict"
+    store.delete(AoEVolume, V)
+    assert store.await_(AoEVolume, V, lambda one: one is None or None, timeout_s=60)
+    assert machines.engine.get_volume(V).volume.pool == "thick"
+    with pytest.raises(Conflict, match="its pool is thick"):
+        provisioner.create_volume(spec())
+    assert store.await_(AoEVolume, V, lambda one: one is None or None, timeout_s=60)
+    assert machines.engine.get_volume(V).volume.pool == "thick"
+    # Adopted as it is, it is that one's, and goes with it.
+    provisioner.create_volume(spec(pool="thick"))
+    provisioner.delete_volume(V)
+    assert machines.engine.list_volumes() == ()
+
+    provisioner.create_volume(spec("other"))
+    provisioner.create_volume(spec())
+    machines.engine.create_snapshot(SnapshotId("s"), V)
+    with pytest.raises(Conflict, match="exists of volume v"):
+        provisioner.create_snapshot(SnapshotId("s"), VolumeId("other"))
+    assert store.await_(AoESnapshot, "s", lambda one: one is None or None, timeout_s=60)
+    assert machines.engine.get_snapshot(SnapshotId("s")).source == V
+
+
 def test_whoever_asks_for_capacity_again_and_again_is_answered_by_one_look(
     provisioner: ClusterProvisioner, store: KubernetesStore, roles: Roles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

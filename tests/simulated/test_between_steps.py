@@ -54,6 +54,30 @@ def at(cluster: Cluster, wanted: str, act: Callable[[], object], *, after: bool 
     cluster.world.on_step = hook
 
 
+def test_a_copy_that_has_just_been_made_is_not_made_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks again with what he saw a moment before its end; its user writes to it by then."""
+    cluster = Cluster()
+    cluster.engine.create_volume(spec())
+    copy = spec(COPY, source=FromVolume(volume_id=VOLUME))
+    lvm = cluster.engine._host.lvm  # noqa: SLF001 - what it saw.
+    seen = [lvm.report()]
+
+    def look(step: Step) -> None:
+        if not step.after and "copy" in step.name:
+            seen.append(lvm.report())
+
+    cluster.world.on_step = look
+    cluster.engine.create_volume(copy)
+    cluster.world.on_step = None
+    cluster.storage.write(f"/dev/vg0/v-{COPY}", 4 * MIB, WRITTEN)
+    looks = iter([seen[-1]])
+    now = lvm.report
+    monkeypatch.setattr(lvm, "report", lambda: next(looks, None) or now())
+    assert cluster.engine.create_volume(copy).state is VolumeState.READY
+    assert next(looks, None) is None, "it was not asked with what was seen before"
+    assert cluster.storage.read(f"/dev/vg0/v-{COPY}", 4 * MIB, BLOCK_BYTES) == WRITTEN
+
+
 def test_a_copy_under_way_is_nobody_s_left_over() -> None:
     """And what stays of one whose process died is."""
     cluster = Cluster()

@@ -313,11 +313,15 @@ class HostLvm:
             self._flush_device(device)
 
     def system_id(self) -> str:
-        """Return this host's LVM system ID, empty when it has none (lvmsystemid(7))."""
+        """Return this host's LVM system ID, empty when it has none (lvmsystemid(7)). Raises: CommandFailed."""
         if self._system_id is None:
             finished = self._runner.run(["lvm", "systemid"], timeout_s=_REPORT_S)
             match = re.search(r"system ID:?\s*(\S*)", finished.stdout)
-            self._system_id = match[1] if finished.code == 0 and match else ""
+            if finished.code != 0 or match is None:
+                # Not remembered as none: every volume group would be another host's.
+                log.error("lvm systemid failed", extra={"code": finished.code, "stderr": finished.stderr})
+                raise CommandFailed(f"lvm could not tell its system ID (exit {finished.code}); see this host's log")
+            self._system_id = match[1]
         return self._system_id
 
     def create(self, vg: str, name: str, size_bytes: int, tags: Iterable[str], thin_pool: str = "") -> None:
@@ -378,7 +382,8 @@ class HostLvm:
             raise CommandFailed(f"systemd could not list this host's units (exit {finished.code}); see this host's log")
         running = {line.split()[0] for line in finished.stdout.splitlines() if line.strip()}
         with self._guard:
-            foreign = sorted(running - own - self._own.keys())
+            # One that this process gave up runs on under a name that its next change asks for again.
+            foreign = sorted((running - own - self._own.keys()) | (running & left_running))
             if not foreign:
                 self._others_may_run = False
                 self._left_running -= left_running

@@ -62,7 +62,7 @@ def choose(
                 if any(one.node == node.name for one in former):
                     continue
                 newest_s = max((one.revoked_s for one in file.former), default=0)
-                # A clock that was set back must not shorten the rest, nor make it endless.
+                # A clock that was set back must not shorten the rest: it begins when the clock has come so far again.
                 wait_s = rest_s - max(0, now_s - newest_s)
                 if wait_s > 0:
                     waits.append(wait_s)

@@ -237,6 +237,18 @@ class Engine:
             filesystem=source.filesystem if source else None,
         )
 
+    def has_another(self, spec: VolumeSpec) -> bool:
+        """Say whether a volume of this name is there, and otherwise than a request has it: then it was not made for
+        that."""
+        found = self._find_volume(self._host.lvm.report(), spec.volume_id)
+        if found is None or found[0].state is not VolumeState.READY:
+            return False
+        try:
+            plan.require_same(found[0], spec)
+        except Conflict:
+            return True
+        return False
+
     def delete_volume(self, volume_id: VolumeId) -> None:
         """Free a volume's name; a thick one's space is wiped in the background."""
         with self._deletion(volume_id):
@@ -500,8 +512,13 @@ class Engine:
 
         def work(report: Callable[[int], None]) -> None:
             with self._copying(spec):
-                # What was planned with may be of before it was guarded: a deletion can have come to its end since.
-                self._require_volume(self._host.lvm.report(), _source_of(spec))
+                # What was planned with may be of before it was guarded: a deletion can have come to its end since, and
+                # so can another job of this copy, which somebody may be writing to by now.
+                now = self._host.lvm.report()
+                made = self._find_volume(now, spec.volume_id)
+                if made is not None and made[0].state is VolumeState.READY:
+                    return
+                self._require_volume(now, _source_of(spec))
                 copy(report)
 
         self._jobs.run(

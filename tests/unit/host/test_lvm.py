@@ -6,7 +6,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,8 @@ class Commands:
     ) -> Finished:
         if argv[0] == "lvm":
             self.reports += argv[1] == "fullreport"
-            return Finished(argv=tuple(argv), code=0, stdout='{"report": []}', stderr="", seconds=0)
+            said = '{"report": []}' if argv[1] == "fullreport" else "  system ID: here"
+            return Finished(argv=tuple(argv), code=0, stdout=said, stderr="", seconds=0)
         (unit,) = (word.removeprefix("--unit=") for word in argv if word.startswith("--unit="))
         command = argv[argv.index("--") + 1 :]
         for key in (unit, "all"):
@@ -235,11 +236,18 @@ class Host:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.failing: Exception | None = None
+        self.running = ""
+        """What systemctl list-units prints."""
+        self.system_id_code = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Done while a change is under way."""
 
     def run(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None) -> Finished:  # noqa: ARG002
-        said = ""
+        said, code = "", 0
         if argv[1] == "systemid":
-            said = "system ID: here"
+            said, code = "system ID: here", self.system_id_code
+        elif argv[0] == "systemctl":
+            said = self.running
         elif argv[1] == "fullreport":
             said = json.dumps(REPORT)
         elif argv[0] == "systemd-run":
@@ -247,8 +255,9 @@ class Host:
             self.done.append(command)
             if self.failing:
                 raise self.failing
+            self.meanwhile()
             said = "\naoe-csi-ended 0\n"
-        return Finished(argv=tuple(argv), code=0, stdout=said, stderr="", seconds=0)
+        return Finished(argv=tuple(argv), code=code, stdout=said, stderr="", seconds=0)
 
     def flush(self, device: str) -> None:
         self.done.append(device)
@@ -276,6 +285,40 @@ def test_a_change_that_was_not_waited_for_is_flushed_with_the_next_report() -> N
     host.done.clear()
     lvm.report()
     assert host.done == ["/dev/a", "/dev/b", "/dev/c"]
+
+
+def test_a_report_is_not_believed_while_a_change_that_was_given_up_runs_on_under_the_next_one_s_name() -> None:
+    """Of one volume group all have one unit's name; whoever comes next is refused it only a moment later."""
+    host = Host()
+    lvm = HostLvm(host, flush=host.flush)
+    lvm.report()
+    host.failing = Unfinished("it goes on")
+    with pytest.raises(Unfinished):
+        lvm.remove("data", "v-a")
+    host.failing, host.running = None, "aoe-csi-lvm-data.service loaded active running"
+    refused: list[Busy] = []
+
+    def look() -> None:
+        with pytest.raises(Busy, match="still changes this host's volumes") as refusal:
+            lvm.report()
+        refused.append(refusal.value)
+
+    host.meanwhile = look
+    lvm.remove("data", "v-b")
+    look()
+    host.running = ""
+    lvm.report()
+    assert len(refused) == 2
+
+
+def test_a_system_id_that_cannot_be_asked_for_is_not_taken_for_none() -> None:
+    host = Host()
+    lvm = HostLvm(host, flush=host.flush)
+    host.system_id_code = 137
+    with pytest.raises(CommandFailed, match="system ID"):
+        lvm.report()
+    host.system_id_code = 0
+    assert [group.foreign for group in lvm.report().groups] == [False, False, True]
 
 
 def test_a_change_that_cannot_be_made_durable_is_not_finished() -> None:
