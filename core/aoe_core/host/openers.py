@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from aoe_core.errors import CommandFailed
+from aoe_core.errors import Busy, CommandFailed
 from aoe_core.host.looks import SharedLook
 
 _LOOP_GET_STATUS64 = 0x4C05
@@ -63,6 +63,9 @@ def _claimed(device: str) -> str | None:
     except OSError as error:
         if error.errno == errno.EBUSY:
             return "a mount or another exclusive holder"
+        if error.errno == errno.ENODEV:
+            # The driver opens no device that is down (aoeblk.c, aoeblk_open), and this one was up a moment ago.
+            raise Busy(f"{device} goes down just now; try again, and look at the kernel log if it repeats") from error
         raise CommandFailed(f"{device} cannot be opened ({error.strerror}); look at the kernel log") from error
     return None
 

@@ -1,8 +1,9 @@
+import errno
 from pathlib import Path
 
 import pytest
 
-from aoe_core.errors import AoECsiError, CommandFailed, NotFound, Unreachable
+from aoe_core.errors import AoECsiError, Busy, CommandFailed, NotFound, Unreachable
 from aoe_core.host.blocking import BlockingCalls
 from aoe_core.host.contracts import AoEDevice
 from aoe_core.host.initiator import LinuxInitiator, parse_targets
@@ -112,6 +113,19 @@ def test_a_device_that_is_down_is_in_use_when_the_driver_says_closewait(kernel: 
 def test_what_cannot_be_opened_is_not_said_to_be_free(kernel: Kernel) -> None:
     kernel.show("e10.3", state="up", sectors=2048)
     with pytest.raises(AoECsiError):
+        kernel.initiator.in_use(ADDRESS)
+
+
+def test_a_device_that_goes_down_while_it_is_looked_at_is_looked_at_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.show("e10.3", state="up", sectors=2048)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("aoe_core.host.openers.os.open", refuse)
+    with pytest.raises(Busy, match="goes down just now"):
         kernel.initiator.in_use(ADDRESS)
 
 
