@@ -51,10 +51,8 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
 
 
 def _is_there(volume: AoEVolume, node: str) -> bool:
-    # The finalizer comes before the word that it was taken on: one that was being taken on when its node died would
-    # never go.
-    going = volume.metadata.deletion_timestamp is not None
-    return volume.status.node == node or (volume.status.node is None and volume.spec.node == node and going)
+    # One that was being taken on when its node died would never go.
+    return volume.status.node == node or (volume.spec.node == node and finalizer.never_taken_on(volume))
 
 
 def _why_not(name: str, liveness: Liveness) -> str:

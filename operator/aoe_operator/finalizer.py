@@ -6,10 +6,20 @@ from msgspec.structs import replace
 
 from aoe_core.errors import NotFound
 from aoe_core.resources.store import Resource, Store
+from aoe_core.resources.volume import AoEVolume
 
 log = logging.getLogger(__name__)
 
 FINALIZER = "aoe-csi.dev/storage"
+
+
+def never_taken_on(volume: AoEVolume) -> bool:
+    """Say whether a volume was deleted before its node said that it takes it on; the finalizer comes before that word.
+
+    A node touches nothing before it, and nobody writes over what has changed since he read it: who takes the finalizer
+    off was first, and the node finds nothing to take on, or the node was, and it stays.
+    """
+    return volume.metadata.deletion_timestamp is not None and volume.status.node is None
 
 
 def put(store: Store, resource: Resource) -> Resource:

@@ -73,7 +73,8 @@ class ClusterRole:
         left = False
         for volume in self._store.list(AoEVolume):
             try:
-                if _was_never_taken_on(volume) and volume.spec.node not in seen.live:
+                held = finalizer.FINALIZER in volume.metadata.finalizers and finalizer.never_taken_on(volume)
+                if held and volume.spec.node not in seen.live:
                     if volume.spec.node is not None and seen.is_gone(volume.spec.node):
                         finalizer.take_off(self._store, volume)
                     else:
@@ -154,13 +155,3 @@ class ClusterRole:
             self._looked_s = time.monotonic()
             self._look_took_s = self._looked_s - begin_s
         return placement.Look(nodes=self._nodes, volumes=tuple(self._volumes.values()))
-
-
-def _was_never_taken_on(volume: AoEVolume) -> bool:
-    """Say whether a deleted volume has only its node's finalizer, which comes before the word that it is taken on.
-
-    A node touches nothing before that word, and nobody writes over what has changed since he read it: who takes the
-    finalizer off was first, and the node finds nothing to take on, or the node was, and it stays.
-    """
-    going = volume.metadata.deletion_timestamp is not None
-    return going and volume.status.node is None and finalizer.FINALIZER in volume.metadata.finalizers

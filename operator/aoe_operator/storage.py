@@ -36,7 +36,7 @@ from aoe_core.resources.node import Orphan
 from aoe_core.resources.snapshot import AoESnapshot, AoESnapshotStatus
 from aoe_core.resources.store import Store
 from aoe_core.resources.volume import MAX_HOLDERS, AoEVolume, AoEVolumeStatus, GrantStatus, Refusal, Ticket
-from aoe_core.volumes.engine import Engine
+from aoe_core.volumes.engine import COPY, Engine
 from aoe_core.volumes.inspection import Inspection
 from aoe_operator import finalizer, metrics
 from aoe_operator.finalizer import FINALIZER
@@ -416,7 +416,7 @@ class StorageRole:
         return made
 
     def _copy_of(self, volume_id: VolumeId) -> Progress | None:
-        found = (one for one in self._engine.work() if one.key == f"copy/{volume_id}")
+        found = (one for one in self._engine.work() if one.key == f"{COPY}{volume_id}")
         return next((Progress(work=one.what[:256], percent=one.percent) for one in found), None)
 
     def _ensure_size(self, volume: AoEVolume, made: Volume, work: _Round) -> Volume:

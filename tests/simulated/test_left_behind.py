@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 from tests.simulated.cluster import COMPUTE_NODES, INTERFACE, SAN, Cluster
+from tests.simulated.test_between_steps import at
 from tests.simulated.test_kill_sweep import DEATHS, MODE, VOLUME, Life, Operation, spec, sweep
 
 from aoe_core.attach.records import BlockUse, FilesystemUse, Use
@@ -87,6 +88,11 @@ def end_former(one: Cluster) -> None:
     one.attachers[NODE].unpublish(VOLUME, FORMER)
 
 
+def fall_silent_once_proven(one: Cluster) -> None:
+    """What is pinned was proven: the driver does not find it any more."""
+    at(one, "nft pin ", lambda: one.world.link("storage1", INTERFACE, up=False))
+
+
 def end(one: Cluster) -> None:
     for target in (FORMER, PRESENT):
         one.attachers[NODE].unpublish(VOLUME, target)
@@ -157,16 +163,9 @@ def test_a_target_that_falls_silent_when_the_former_has_gone_is_waited_for(use: 
     cluster = Cluster()
     leave_behind(cluster, use)
     end_former(cluster)
-
-    def fall_silent(step: Step) -> None:
-        # What is pinned was proven: the driver does not find it any more.
-        if step.after and step.name.startswith("nft pin "):
-            cluster.world.link("storage1", INTERFACE, up=False)
-
-    cluster.world.on_step = fall_silent
+    fall_silent_once_proven(cluster)
     with pytest.raises(Unfinished, match="did not come up"):
         publish(cluster, use)
-    cluster.world.on_step = None
     if tended:
         cluster.attachers[NODE].tend()
     with pytest.raises(Unfinished, match="nobody answers"):
@@ -183,16 +182,10 @@ def test_the_next_pod_goes_on_when_the_one_it_was_begun_for_has_gone(use: Use) -
     leave_behind(cluster, use)
     end_former(cluster)
     attachment, attacher = cluster.attachments[VOLUME, NODE], cluster.attachers[NODE]
-
-    def fall_silent(step: Step) -> None:
-        if step.after and step.name.startswith("nft pin "):
-            cluster.world.link("storage1", INTERFACE, up=False)
-
-    cluster.world.on_step = fall_silent
+    fall_silent_once_proven(cluster)
     for target in (first, PRESENT):
         with pytest.raises(Unfinished):
             attacher.publish(VOLUME, STAGING, target, use, read_only=False, attachment=attachment)
-    cluster.world.on_step = None
     attacher.unpublish(VOLUME, first)
     attacher.tend()
     cluster.world.link("storage1", INTERFACE, up=True)

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from aoe_core.attach.host import ComputeHost
@@ -32,7 +32,7 @@ from aoe_core.host.lock_files import DIRECTORY, LockFiles
 from aoe_core.host.mounts import HostMounts
 from aoe_core.host.runner import HostRunner
 from aoe_core.locks import Locks
-from aoe_core.model import Attachment, NodeIdentity, SanName, Transport, VolumeId
+from aoe_core.model import Address, Attachment, NodeIdentity, SanName, Transport, VolumeId
 from aoe_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,17 +95,14 @@ class Attacher:
         Unreachable (target silent), Invalid (path, option, SAN), Busy; Unfinished instead of any while something is
         left here of an earlier attempt, or of a former grant.
         """
-        with self._holding(attachment.volume_id), self._holding_addresses(attachment):
+        with self._holding(attachment.volume_id), self._holding_both(attachment):
             self._staging.stage(attachment, staging_path, use)
 
     def unstage(self, volume_id: VolumeId, staging_path: str) -> None:
         """Unmount, prove the device closed, drop pins and record. Raises: InUse, Unfinished, Conflict, Busy."""
-        with self._holding(volume_id):
-            # Read under the lock: another process may have staged it anew, at another address, a moment ago.
-            record = self._records.find(volume_id)
-            address = record.attachment.address if record else None
-            with self._locks.hold(f"address {address}") if address else nullcontext():
-                self._staging.unstage(volume_id, staging_path)
+        # Its address is read under the lock: another process may have staged it anew, elsewhere, a moment ago.
+        with self._holding(volume_id), self._holding_addresses(self._recorded_address(volume_id)):
+            self._staging.unstage(volume_id, staging_path)
 
     def publish(
         self,
@@ -122,7 +119,7 @@ class Attacher:
         Busy, what stage raises."""
         with self._holding(volume_id):
             if attachment is not None and self._staging.is_behind(attachment, staging_path):
-                with self._holding_addresses(attachment):
+                with self._holding_both(attachment):
                     self._staging.catch_up(attachment, staging_path, use, target_path)
             self._publishing.publish(volume_id, staging_path, target_path, use, read_only=read_only)
 
@@ -216,19 +213,25 @@ class Attacher:
     def _holding(self, volume_id: VolumeId) -> AbstractContextManager[None]:
         return self._locks.hold(f"volume {volume_id}")
 
-    @contextmanager
-    def _holding_addresses(self, attachment: Attachment) -> Iterator[None]:
+    def _holding_both(self, attachment: Attachment) -> AbstractContextManager[None]:
         """Hold the address of a grant, and that of a former one its volume is still staged through. Raises: Busy;
         Unfinished when the records cannot be read, and it may be staged."""
         try:
-            former = self._records.find(attachment.volume_id)
+            former = self._recorded_address(attachment.volume_id)
         except CommandFailed as error:
             raise Unfinished(str(error)) from error
-        addresses = {attachment.address, former.attachment.address if former is not None else None}
+        return self._holding_addresses(attachment.address, former)
+
+    @contextmanager
+    def _holding_addresses(self, *addresses: Address | None) -> Iterator[None]:
         with ExitStack() as held:
-            for address in sorted(one for one in addresses if one is not None):
+            for address in sorted({one for one in addresses if one is not None}):
                 held.enter_context(self._locks.hold(f"address {address}"))
             yield
+
+    def _recorded_address(self, volume_id: VolumeId) -> Address | None:
+        record = self._records.find(volume_id)
+        return record.attachment.address if record is not None else None
 
     def _record_at(self, volume_id: VolumeId, path: str) -> StageRecord:
         """Return the record of a staged volume that has this path. Raises: NotFound."""

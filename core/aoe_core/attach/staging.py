@@ -218,13 +218,14 @@ class Staging:
             and is_of_grant(earlier, record.attachment)
         ):
             return earlier
-        if earlier.staged and not _is_former(earlier, record):
+        is_former = _is_former(earlier, record)
+        if earlier.staged and not is_former:
             raise Conflict(
                 f"volume {volume_id} is staged on this node at {earlier.staging_path} as {_use_text(earlier)} through "
                 f"{device_path(earlier.attachment)}, and was asked for at {record.staging_path} as {_use_text(record)} "
                 f"through {device_path(record.attachment)}; unstage it first"
             )
-        if _is_former(earlier, record):
+        if is_former:
             self._end_former(earlier, record)
         else:
             self._undo(earlier)

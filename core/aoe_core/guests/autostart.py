@@ -11,6 +11,7 @@ not to start with the host, runs, or is gone, waits no more; one that a person s
 
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -57,13 +58,16 @@ class Autostart:
         """Start who waits, has all its disks, and does not run. Returns: the names of those that wait on. Raises:
         Unreachable when libvirt does not answer."""
         waiting = self._waiting()
+        if not waiting.domain_uuids:
+            return ()
+        aliases = {alias_of(record.attachment.serial) for record in self._disks.records()}
         left: dict[str, str] = {}
         for uuid in waiting.domain_uuids:
             try:
                 domain = self._hypervisor.get_domain(uuid)
             except NotFound:
                 continue
-            if self._is_kept_back(domain) and not self._started(domain):
+            if _is_kept_back(domain, aliases) and not self._started(domain):
                 left[uuid] = domain.name
         if tuple(left) != waiting.domain_uuids:
             self._put(Waiting(boot=self._boot, domain_uuids=tuple(left)))
@@ -79,11 +83,6 @@ class Autostart:
         waiting = Waiting(boot=self._boot, domain_uuids=late)
         self._put(waiting)
         return waiting
-
-    def _is_kept_back(self, domain: Domain) -> bool:
-        """Say whether libvirt would start a domain with the host, and could not for want of a disk of ours."""
-        aliases = {alias_of(record.attachment.serial) for record in self._disks.records()}
-        return domain.autostart and not domain.running and any(disk.alias in aliases for disk in domain.config)
 
     def _read(self) -> Waiting | None:
         text = self._files.read_all().get(_NAME)
@@ -112,3 +111,8 @@ class Autostart:
             return False
         log.info("guest started: its disks came after libvirt", extra={"domain": domain.name})
         return True
+
+
+def _is_kept_back(domain: Domain, aliases: AbstractSet[str]) -> bool:
+    """Say whether libvirt would start a domain with the host, and could not for want of a disk of ours."""
+    return domain.autostart and not domain.running and any(disk.alias in aliases for disk in domain.config)

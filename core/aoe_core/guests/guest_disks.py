@@ -320,9 +320,7 @@ class GuestDisks:
     ) -> tuple[Domain, GuestRecord | None]:
         """Return the domain, and the record of the volume that an attach goes on from."""
         domain = self._host.hypervisor.get_domain(domain_name)
-        earlier = self._earlier(volume_id, origin)
-        known = attachment or (earlier.attachment if earlier is not None else None)
-        users = self._users(volume_id, alias_of(serial_of(volume_id)), known)
+        earlier, users = self._known(volume_id, origin, attachment)
         require_admissible(domain, volume_id, mode, bus, earlier=earlier, users=users)
         self._require_stage_for_guests(volume_id)
         return domain, earlier
@@ -339,9 +337,7 @@ class GuestDisks:
         attachment: Attachment | None = None,
     ) -> GuestRecord | None:
         """Return the record of the volume that a prepare goes on from."""
-        earlier = self._earlier(volume_id, origin)
-        known = attachment or (earlier.attachment if earlier is not None else None)
-        users = self._users(volume_id, alias_of(serial_of(volume_id)), known)
+        earlier, users = self._known(volume_id, origin, attachment)
         require_room(volume_id, domain_uuid, domain_name, mode, bus, earlier=earlier, users=users)
         self._require_stage_for_guests(volume_id)
         if earlier is not None and not earlier.wanted:
@@ -350,6 +346,15 @@ class GuestDisks:
                 "the end first"
             )
         return earlier
+
+    def _known(
+        self, volume_id: VolumeId, origin: Origin, attachment: Attachment | None
+    ) -> tuple[GuestRecord | None, tuple[Domain, ...]]:
+        """Return the record of a volume, and every domain that has it. `attachment`: the grant, once there is one.
+        Raises: as `_earlier`."""
+        earlier = self._earlier(volume_id, origin)
+        known = attachment or (earlier.attachment if earlier is not None else None)
+        return earlier, self._users(volume_id, alias_of(serial_of(volume_id)), known)
 
     def _earlier(self, volume_id: VolumeId, origin: Origin) -> GuestRecord | None:
         """Return the record that an attach goes on from. Raises: Conflict (another one granted it)."""

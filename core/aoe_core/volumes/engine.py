@@ -90,8 +90,8 @@ _WIPES_S = 300.0
 _SHELF_PROBE_S = 1.0
 """How long the segment is listened to before a shelf's first use; a target answers within milliseconds."""
 
-_COPY = "copy/"
-"""Begins the key of a copy's job, before the volume that is made."""
+COPY = "copy/"
+"""Begins the key of a copy's `Work`, before the volume that is made."""
 _COPY_WAIT_S = 20.0
 """How long a CreateVolume call waits for its copy before it answers "still copying"."""
 
@@ -190,7 +190,7 @@ class Engine:
             self._host.lvm.report(),
             self._host.export_files.all(),
             self._host.export_units.states(),
-            coming={VolumeId(one.key.removeprefix(_COPY)) for one in self.work() if one.key.startswith(_COPY)},
+            coming={VolumeId(one.key.removeprefix(COPY)) for one in self.work() if one.key.startswith(COPY)},
         )
 
     # --- volumes ------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ class Engine:
                 copy(report)
 
         self._jobs.run(
-            f"{_COPY}{spec.volume_id}",
+            f"{COPY}{spec.volume_id}",
             f"copying {_source_of(spec)} to volume {spec.volume_id}",
             len(actions),
             work,

@@ -275,13 +275,19 @@ def test_the_first_report_is_not_believed_before_it_is_durable_and_every_change_
     assert host.done == ["lvchange", "/dev/a", "/dev/b"]
 
 
-def test_a_change_that_was_not_waited_for_is_flushed_with_the_next_report() -> None:
+def given_up() -> tuple[Host, HostLvm]:
+    """Return a host on which a change was not waited for to its end."""
     host = Host()
     lvm = HostLvm(host, flush=host.flush)
     lvm.report()
     host.failing = Unfinished("it goes on")
     with pytest.raises(Unfinished):
         lvm.remove("data", "v-a")
+    return host, lvm
+
+
+def test_a_change_that_was_not_waited_for_is_flushed_with_the_next_report() -> None:
+    host, lvm = given_up()
     host.done.clear()
     lvm.report()
     assert host.done == ["/dev/a", "/dev/b", "/dev/c"]
@@ -289,12 +295,7 @@ def test_a_change_that_was_not_waited_for_is_flushed_with_the_next_report() -> N
 
 def test_a_report_is_not_believed_while_a_change_that_was_given_up_runs_on_under_the_next_one_s_name() -> None:
     """Of one volume group all have one unit's name; whoever comes next is refused it only a moment later."""
-    host = Host()
-    lvm = HostLvm(host, flush=host.flush)
-    lvm.report()
-    host.failing = Unfinished("it goes on")
-    with pytest.raises(Unfinished):
-        lvm.remove("data", "v-a")
+    host, lvm = given_up()
     host.failing, host.running = None, "aoe-csi-lvm-data.service loaded active running"
     refused: list[Busy] = []
 
