@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+KERNEL_UP = re.compile(rb"AOE-LAB-KERNEL-UP")  # Written by lab/image/init.
 READY = re.compile(rb"AOE-LAB-READY ([0-9a-f-]{36})")  # Written by lab/image/rootfs/usr/local/sbin/lab-ready.
 
 
@@ -29,16 +30,22 @@ class Console:
         """Note that what follows belongs to a new boot."""
         self._mark.write_text(str(self.file.stat().st_size if self.file.exists() else 0))
 
+    def kernel_is_up(self) -> bool:
+        """Tell whether this boot's kernel has come as far as its first process."""
+        return self._find(KERNEL_UP) is not None
+
     def ready_boot_id(self) -> str | None:
         """Return the boot's id once the machine is ready."""
+        found = self._find(READY)
+        return found.group(1).decode() if found else None
+
+    def _find(self, word: re.Pattern[bytes]) -> re.Match[bytes] | None:
         if not self.file.exists():
             return None
         with self.file.open("rb") as text:
             text.seek(int(self._mark.read_text()))
-            found = READY.search(text.read())
-        return found.group(1).decode() if found else None
+            return word.search(text.read())
 
     def tail(self, lines: int) -> str:
-        if not self.file.exists():
-            return "(the console is empty)"
-        return "\n".join(self.file.read_text(errors="replace").splitlines()[-lines:])
+        said = self.file.read_text(errors="replace").splitlines() if self.file.exists() else []
+        return "\n".join(said[-lines:]) or "(the console is empty)"

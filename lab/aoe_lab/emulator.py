@@ -6,12 +6,13 @@ emulator that does not answer for one that ended; only its process tells.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from aoe_lab import process, qmp
-from aoe_lab.errors import MachineUnreachable
+from aoe_lab.errors import LabError, MachineUnreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +61,14 @@ class Emulator:
 
     def resume(self) -> None:
         self._execute("cont")
+
+    def whereabouts(self) -> str:
+        """Return at which instruction each processor is, or why nobody knows: a last word on a machine that hangs."""
+        try:
+            registers = qmp.human(self.place / "qmp.sock", "info registers -a")
+        except LabError as error:
+            return str(error)
+        return ", ".join(re.findall(r"[ER]IP=[0-9a-f]+", registers))
 
     def set_link(self, card: str, *, up: bool) -> None:
         """Plug or pull the cable of a card, "mgmt" or "san-NAME"."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from aoe_lab.topology import MachineSpec
 
 BOOT_TIMEOUT_S = 300.0
+KERNEL_TIMEOUT_S = 180.0
+"""How long a kernel may take to its first process; eight that boot at once on two cores take half a minute."""
 SIGN_OF_LIFE_TIMEOUT_S = 60.0
 _BOOTS_AGAIN = 3
 
@@ -92,21 +94,40 @@ class Machine:
     def wait_ready(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until this boot answers, all disks named; connect, and forward the sockets of earlier boots again.
 
-        A kernel that was kept from the processor while it measured its clock may run many times too fast for as long as
-        it is up, and every time limit with it. Such a boot is ended, and another one begun.
+        What emulation does to a kernel is no matter of what runs on it: a boot that it spoiled is ended, and another
+        one begun. Raises: BootFailed if no boot can be used, or if the machine hangs once its kernel is up.
         """
-        self._await_answer(timeout_s)
-        for again in range(_BOOTS_AGAIN + 1):
-            if not self._is_ahead_of_time():
+        for boots_left in reversed(range(_BOOTS_AGAIN + 1)):
+            spoiled = self._await_boot(timeout_s)
+            if spoiled is None:
                 break
-            if again == _BOOTS_AGAIN:
-                raise BootFailed(f"{self.name}: its clock runs too fast at every boot; is the host that busy?")
-            progress.say(f"{self.name}: its clock runs too fast, the host was busy when it was set; booting it again")
+            if not boots_left:
+                raise BootFailed(f"{self.name}: {spoiled}, as at every boot before; is the host that busy?")
+            progress.say(f"{self.name}: {spoiled}; booting it again")
             self.power_cut()
             self.boot()
-            self._await_answer(timeout_s)
         for forward in self._forwards.values():
             forward()
+
+    def _await_boot(self, timeout_s: float) -> str | None:
+        """Wait until this boot answers; return what emulation spoiled it with, if it did.
+
+        A kernel that was kept from the processor while it measured its clock may run many times too fast for as long as
+        it is up, and every time limit with it.
+        """
+        if not self._await_kernel(KERNEL_TIMEOUT_S):
+            return f"its kernel hangs ({self.emulator.whereabouts()})"
+        self._await_answer(timeout_s)
+        return "its clock runs too fast, the host was busy when it was set" if self._is_ahead_of_time() else None
+
+    def _await_kernel(self, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not self.console.kernel_is_up():
+            if time.monotonic() > end:
+                return False
+            self._require_emulator()
+            time.sleep(0.05)
+        return True
 
     def _mark_boot(self) -> None:
         self.console.mark_boot()
@@ -124,13 +145,16 @@ class Machine:
         while self.console.ready_boot_id() is None:
             if time.monotonic() > end:
                 raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
-            if self.emulator.pid() is None:
-                raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
+            self._require_emulator()
             time.sleep(0.05)
         try:
             self._connection.open()
         except MachineUnreachable as error:
             raise BootFailed(f"{error}\n{self.console_tail()}") from error
+
+    def _require_emulator(self) -> None:
+        if self.emulator.pid() is None:
+            raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
 
     def power_cut(self) -> None:
         """End the machine without warning; its disks lose what they had not written. Nothing to do if it is off."""
@@ -145,6 +169,8 @@ class Machine:
         self._mark_boot()
         with suppress(MachineUnreachable):  # The connection may end before the answer.
             self.run("systemctl --no-block reboot")
+        if not self._await_kernel(BOOT_TIMEOUT_S):
+            raise BootFailed(f"{self.name}: not down and up again after {BOOT_TIMEOUT_S:g} s\n{self.console_tail()}")
         self.wait_ready()
 
     def pause(self) -> None:

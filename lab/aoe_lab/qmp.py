@@ -40,6 +40,11 @@ def execute(path: Path, command: str, **arguments: object) -> Any:
     return answer["return"]
 
 
+def human(path: Path, command: str) -> str:
+    """Run a command of the emulator's human monitor, for what the protocol has none for; return what it prints."""
+    return str(execute(path, "human-monitor-command", **{"command-line": command}))
+
+
 def _ask(stream: IO[str], request: dict[str, object]) -> dict[str, Any]:
     stream.write(json.dumps(request) + "\n")
     stream.flush()

@@ -271,6 +271,19 @@ def test_what_the_root_disk_was_given_survives_a_power_cut(owner_of_disks: Machi
     assert owner_of_disks.run("cat /root/kept").stdout == "kept\n"
 
 
+def test_a_kernel_that_hangs_before_its_first_process_is_booted_again(
+    owner_of_disks: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, before = owner_of_disks, owner_of_disks.boot_id()
+    monkeypatch.setattr("aoe_lab.machine.KERNEL_TIMEOUT_S", 60.0)
+    machine.power_cut()
+    machine.boot()
+    machine.pause()
+    machine.wait_ready()
+    assert machine.state() is MachineState.RUNNING
+    assert machine.boot_id() != before
+
+
 def test_flushes_fail_when_told_to_and_only_then(owner_of_disks: Machine) -> None:
     disk = owner_of_disks.disks[VOLATILE]
     disk.fail_flushes(True)
