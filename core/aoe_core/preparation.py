@@ -51,9 +51,8 @@ class Preparation:
 
 def wanted(settings: Settings, others: Collection[str] = ()) -> tuple[HostFile, ...]:
     """Return every file this machine must have. `others`: interfaces that another role on it has rules for."""
-    interfaces = [san.interface for san in settings.san]
-    if others:
-        interfaces = sorted({*interfaces, *others})
+    # In one order, whoever writes first: what two roles make of the same interfaces is one text.
+    interfaces = sorted({*(san.interface for san in settings.san), *others})
     files = [
         HostFile(path=_RULES, text=boot_ruleset(interfaces)),
         HostFile(path=f"{_UNITS}/aoe-csi-ingress.service", text=_template("aoe-csi-ingress.service", settings)),

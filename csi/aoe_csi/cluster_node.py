@@ -50,6 +50,7 @@ class ClusterNode:
         self._interfaces = interfaces
         self._runner = HostRunner(enter_host=enter_host)
         self._lack = RecentLook(self._look, age_s=_LOOK_EVERY_S)
+        self._logged: str | None = None
         self.settings = san_rules.resolve_here(rules, name, interfaces)
         _SANS.set(len(self.settings.san))
         self._mark = (state or Path(self.settings.state_directory)) / _MARK
@@ -92,6 +93,10 @@ class ClusterNode:
             if one.severity is preflight.Severity.FAILURE
         ]
         _LACKING.set(len(failures))
-        if not failures:
-            return None
-        return "; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in failures)
+        lack = "; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in failures) or None
+        if lack != self._logged:
+            self._logged = lack
+            log.log(
+                logging.WARNING if lack else logging.INFO, "what this node lacks", extra={"lack": lack or "nothing"}
+            )
+        return lack

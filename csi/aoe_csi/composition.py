@@ -20,6 +20,7 @@ from aoe_csi.server import Services
 from aoe_csi.status import HostReport, PoolRow, export_rows, grant_rows, orphan_rows, staged_rows, volume_rows
 
 if TYPE_CHECKING:
+    from aoe_core.attach.attacher import Attacher
     from aoe_csi.cluster_node import ClusterNode
 
 
@@ -66,9 +67,7 @@ def compose_standalone(settings: Settings) -> Composition:
         background.append(engine)
         alone = engine_lock(state_directory)
     if settings.compute:
-        from aoe_core.attach.attacher import open_attacher
-
-        attacher = open_attacher(settings)
+        attacher = _open_attacher(settings)
         node = Node(attacher)
         background.append(attacher)
     return Composition(
@@ -103,23 +102,27 @@ def compose_node(settings: Settings) -> Composition:
     """Return the node service alone. Raises: Invalid when this machine is not to attach volumes."""
     if not settings.compute:
         raise Invalid("the configuration says `compute = false`, so there is no node to serve; set it to true")
-    from aoe_core.attach.attacher import open_attacher
-
-    attacher = open_attacher(settings)
+    attacher = _open_attacher(settings)
     return Composition(services=Services(identity=Identity(), node=Node(attacher)), background=(attacher,))
 
 
 def compose_cluster_node(machine: "ClusterNode") -> Composition:
     """Return the node service of a cluster's compute node."""
-    from aoe_core.attach.attacher import open_attacher
-
-    attacher = open_attacher(machine.settings, enter_host=machine.enter_host)
-    metrics.show_staged(attacher.records)
+    attacher = _open_attacher(machine.settings, enter_host=machine.enter_host)
     # The driver takes an empty list of interfaces for all of them: on no SAN it is not even loaded.
     background = (attacher,) if machine.settings.san else ()
     return Composition(
         services=Services(identity=Identity(), node=Node(attacher, machine.find_lack)), background=background
     )
+
+
+def _open_attacher(settings: Settings, *, enter_host: bool = False) -> "Attacher":
+    """Return what attaches here; what it has staged is counted whenever Prometheus asks."""
+    from aoe_core.attach.attacher import open_attacher
+
+    attacher = open_attacher(settings, enter_host=enter_host)
+    metrics.show_staged(attacher.records)
+    return attacher
 
 
 def report_host(settings: Settings) -> HostReport:

@@ -45,7 +45,7 @@ def give_up(store: Store, to: Events, node: AoENode, liveness: Liveness, now_s: 
     _say(
         store, to, node, now_s, done=True,
         message=left if volumes or snapshots else
-        "nothing of it is left; delete its AoEShelves when every compute node has rebooted, and then this object",
+        "nothing of it is left; delete this object, and its AoEShelves when every compute node has rebooted",
     )  # fmt: skip
     return _AGAIN_S if volumes or snapshots else None
 

@@ -321,7 +321,7 @@ def too_large(volume_id: VolumeId, size_bytes: int, limit_bytes: int) -> OutOfRa
     """Return the refusal of a size over the configured limit."""
     return OutOfRange(
         f"volume {volume_id} asks for {format_bytes(size_bytes)}, over this machine's limit of "
-        f"{format_bytes(limit_bytes)}; ask for less, or raise max_volume_bytes"
+        f"{format_bytes(limit_bytes)}; ask for less, or raise max_volume_bytes where it has a configuration file"
     )
 
 

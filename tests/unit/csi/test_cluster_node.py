@@ -147,6 +147,20 @@ def test_what_a_machine_lacks_is_told_to_kubelet_to_its_probe_and_to_prometheus(
         assert server.stop(5)
 
 
+def test_what_a_machine_lacks_is_in_its_log_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aoe_csi.cluster_node._LOOK_EVERY_S", 0.0)
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES.replace("aoe-csi-absent", "aoe-test0"))
+    (tmp_path / "net" / "aoe-test0").mkdir(parents=True)
+    node = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net", state=tmp_path)
+    lack = node.find_lack()
+    assert node.find_lack() == lack
+    told = [vars(record)["lack"] for record in caplog.records if record.getMessage() == "what this node lacks"]
+    assert told == [lack]
+
+
 def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path) -> None:
     """A card that is gone, or a rule that was mistyped."""
     rules = tmp_path / "rules.toml"

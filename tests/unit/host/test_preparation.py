@@ -24,6 +24,13 @@ def test_two_roles_with_other_sans_come_to_one_rule_file() -> None:
     assert text("ingress.nft", node, {"eth1", "eth2", "eth3"}) == second
 
 
+def test_the_order_of_sans_is_none_of_the_interfaces() -> None:
+    """Preflight compares with the file's own interfaces, which are no list."""
+    alone = settings(a="eth2", b="eth1")
+    written = text("ingress.nft", alone)
+    assert text("ingress.nft", alone, interfaces_in(written)) == written
+
+
 def test_a_role_without_a_san_leaves_the_other_s_rules_and_opens_no_interface() -> None:
     assert "# interface eth1" in text("ingress.nft", settings(), {"eth1"})
     assert "aoe_iflist=none " in text("modprobe.d/aoe-csi.conf", settings())
