@@ -9,7 +9,10 @@ from aoe_lab import evidence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Ours against theirs, medians of as many rounds, taken in turns."""
+    """Ours against theirs, round by round, taken in turns.
+
+    The ratio is the median of the rounds' own: a host that is slower for some rounds is slower for both.
+    """
 
     what: str
     ours: Sequence[float]
@@ -20,7 +23,7 @@ class Ratio:
 
     @property
     def ratio(self) -> float:
-        return statistics.median(self.ours) / statistics.median(self.theirs)
+        return statistics.median(one / other for one, other in zip(self.ours, self.theirs, strict=True))
 
     @property
     def holds(self) -> bool:
