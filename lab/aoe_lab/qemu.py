@@ -35,9 +35,9 @@ KERNEL_ARGUMENTS = (
     # An emulated time stamp counter follows the host's; any other clock is a slow device access per reading.
     "tsc=reliable",
     "clocksource=tsc",
-    # The image's init starts the others. Before that the kernel rewrites code of its that idle processors run: to QEMU
-    # older than 8.1 one of them may go on with what it was, for ever (one boot in a hundred hung, its console empty).
-    # Source: QEMU's commit deba78709ae8.
+    # The image's init starts the others. Before that the kernel rewrites some of its code that idle processors run, and
+    # under a QEMU older than 8.1 (its commit deba78709ae8) one of them may run the former code for ever: one boot in a
+    # hundred hung, its console empty.
     "maxcpus=1",
     "audit=0",
     "apparmor=0",
