@@ -10,7 +10,7 @@ from aoe_lab import Machine
 from aoe_lab.standalone import VOLUME_GROUP, Standalone, Workload, capability
 from bench import hand
 from bench.control_plane import COMPUTE, HAND_ADDRESS, STORAGE, by_hand, resting
-from bench.report import Report
+from bench.report import Ratio, Report
 
 SECONDS = 5
 MTUS = {9000: "17 sectors", 8700: "16 sectors"}
@@ -58,8 +58,8 @@ def measure(cluster: Standalone, report: Report, rounds: int) -> str:
         for mtu, frame in MTUS.items():
             ours = places[f"our export, MTU {mtu} ({frame})"].kib_s[job]
             plain = places[f"vblade -s, MTU {mtu} ({frame})"].kib_s[job]
-            ratio = statistics.median(ours) / statistics.median(plain)
-            report.say(f"{job}, MTU {mtu}: our export has {ratio:.2f} of the speed of plain vblade -s")
+            speed = Ratio(what=job, ours=ours, theirs=plain, unit="KiB/s")
+            report.say(f"{job}, MTU {mtu}: our export has {speed.ratio:.2f} of the speed of plain vblade -s")
     return table(list(places.values()))
 
 

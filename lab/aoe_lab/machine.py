@@ -115,17 +115,19 @@ class Machine:
         A kernel that was kept from the processor while it measured its clock may run many times too fast for as long as
         it is up, and every time limit with it.
         """
-        if not self._await_kernel(KERNEL_TIMEOUT_S):
+        if not self._hears(self.console.kernel_is_up, KERNEL_TIMEOUT_S):
             return f"its kernel hangs ({self.emulator.whereabouts()})"
         self._await_answer(timeout_s)
         return "its clock runs too fast, the host was busy when it was set" if self._is_ahead_of_time() else None
 
-    def _await_kernel(self, timeout_s: float) -> bool:
+    def _hears(self, word: Callable[[], object], timeout_s: float) -> bool:
+        """Wait for a word on the console; say whether it came. Raises: BootFailed if the emulator ends."""
         end = time.monotonic() + timeout_s
-        while not self.console.kernel_is_up():
+        while not word():
             if time.monotonic() > end:
                 return False
-            self._require_emulator()
+            if self.emulator.pid() is None:
+                raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
             time.sleep(0.05)
         return True
 
@@ -141,20 +143,12 @@ class Machine:
         return uptime_s > elapsed_s + 1
 
     def _await_answer(self, timeout_s: float) -> None:
-        end = time.monotonic() + timeout_s
-        while self.console.ready_boot_id() is None:
-            if time.monotonic() > end:
-                raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
-            self._require_emulator()
-            time.sleep(0.05)
+        if not self._hears(self.console.ready_boot_id, timeout_s):
+            raise BootFailed(f"{self.name}: not ready after {timeout_s:g} s\n{self.console_tail()}")
         try:
             self._connection.open()
         except MachineUnreachable as error:
             raise BootFailed(f"{error}\n{self.console_tail()}") from error
-
-    def _require_emulator(self) -> None:
-        if self.emulator.pid() is None:
-            raise BootFailed(f"{self.name}: the emulator ended\n{self.console_tail()}")
 
     def power_cut(self) -> None:
         """End the machine without warning; its disks lose what they had not written. Nothing to do if it is off."""
@@ -169,7 +163,7 @@ class Machine:
         self._mark_boot()
         with suppress(MachineUnreachable):  # The connection may end before the answer.
             self.run("systemctl --no-block reboot")
-        if not self._await_kernel(BOOT_TIMEOUT_S):
+        if not self._hears(self.console.kernel_is_up, BOOT_TIMEOUT_S):
             raise BootFailed(f"{self.name}: not down and up again after {BOOT_TIMEOUT_S:g} s\n{self.console_tail()}")
         self.wait_ready()
 
