@@ -84,6 +84,15 @@ class ClusterNode:
         return f"no rule for a SAN matches an interface of node {self._name} (it has {present}); mend the rules"
 
     def _look(self) -> str | None:
+        lack = self._judge()
+        if self.takes_part and lack != self._logged:
+            self._logged = lack
+            log.log(
+                logging.WARNING if lack else logging.INFO, "what this node lacks", extra={"lack": lack or "nothing"}
+            )
+        return lack
+
+    def _judge(self) -> str | None:
         if not self.settings.san:
             _LACKING.set(int(self.takes_part))
             return self._no_match()
@@ -93,10 +102,4 @@ class ClusterNode:
             if one.severity is preflight.Severity.FAILURE
         ]
         _LACKING.set(len(failures))
-        lack = "; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in failures) or None
-        if lack != self._logged:
-            self._logged = lack
-            log.log(
-                logging.WARNING if lack else logging.INFO, "what this node lacks", extra={"lack": lack or "nothing"}
-            )
-        return lack
+        return "; ".join(f"{one.check}: {one.fact}; {one.remedy}" for one in failures) or None

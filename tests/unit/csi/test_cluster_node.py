@@ -39,6 +39,10 @@ def ask(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def logged_lacks(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [vars(record)["lack"] for record in caplog.records if record.getMessage() == "what this node lacks"]
+
+
 class Started:
     """An `aoe-csi node` of a cluster, with a kubelet's directory to register in."""
 
@@ -157,11 +161,10 @@ def test_what_a_machine_lacks_is_in_its_log_once(
     node = ClusterNode(rules, "n1", enter_host=False, interfaces=tmp_path / "net", state=tmp_path)
     lack = node.find_lack()
     assert node.find_lack() == lack
-    told = [vars(record)["lack"] for record in caplog.records if record.getMessage() == "what this node lacks"]
-    assert told == [lack]
+    assert logged_lacks(caplog) == [lack]
 
 
-def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path) -> None:
+def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A card that is gone, or a rule that was mistyped."""
     rules = tmp_path / "rules.toml"
     (tmp_path / "net" / "lo").mkdir(parents=True)
@@ -175,7 +178,9 @@ def test_who_once_was_on_a_san_and_is_no_more_lacks_it(tmp_path: Path) -> None:
     assert compose_cluster_node(bystander).background == ()
     assert node("lo").takes_part
     assert node("eth1").takes_part
-    assert node("eth1").find_lack() == "no rule for a SAN matches an interface of node n1 (it has lo); mend the rules"
+    lack = node("eth1").find_lack()
+    assert lack == "no rule for a SAN matches an interface of node n1 (it has lo); mend the rules"
+    assert logged_lacks(caplog) == [lack]
 
 
 @pytest.mark.parametrize("text", ["", "9808", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:70000"])
