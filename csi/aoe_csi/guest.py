@@ -5,9 +5,10 @@ that is there is returned, a disk that is there stays, and what was cut short go
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NoReturn
 
 from aoe_core.attach.attacher import Attacher
 from aoe_core.errors import InUse, Invalid, OutOfRange, Unreachable
@@ -57,9 +58,18 @@ def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
         origin = storage.origin()
         here.disks.require_admissible(options.domain, volume_id, mode, bus, origin=origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
-        if mode.writes and mode.many_nodes and not here.disks.has(options.domain, volume_id):
-            _require_alone(storage, volume_id, here.settings.node_name)
-    record = here.disks.attach(options.domain, attachment, mode=mode, bus=bus, origin=origin, tell=say)
+        others = sorted(storage.holders(volume_id) - {here.settings.node_name}) if mode.many_nodes else []
+        if mode.writes and others and not here.disks.has(options.domain, volume_id):
+            _refuse(storage, volume_id, here.settings.node_name, others)
+    record = here.disks.attach(
+        options.domain,
+        attachment,
+        mode=mode,
+        bus=bus,
+        origin=origin,
+        shared_with=others if mode.writes else (),
+        tell=say,
+    )
     say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
     return True
 
@@ -138,17 +148,15 @@ def ready(options: argparse.Namespace, here: Here, say: Say) -> bool:
     return not any(one.problem for one in outcomes)
 
 
-def _require_alone(storage: StorageMachine, volume_id: VolumeId, node: NodeName) -> None:
-    """Check that no other host has a shared volume, and give ours back if one has: two hosts have it while one guest
-    moves, never for two guests. Looked at after publishing, so that of two who come at once none is missed. Raises:
+def _refuse(storage: StorageMachine, volume_id: VolumeId, node: NodeName, others: Sequence[str]) -> NoReturn:
+    """Refuse a shared volume that other hosts have, and give ours back: two hosts have it while one guest moves, never
+    for two guests. They were looked at after publishing, so that of two who come at once none is missed. Raises:
     InUse."""
-    others = sorted(storage.holders(volume_id) - {node})
-    if others:
-        storage.unpublish(volume_id, node)
-        raise InUse(
-            f"volume {volume_id} is published to {', '.join(others)}; two guests never write to one volume. To move "
-            "its guest here, prepare the volume here, then migrate the guest; else detach it there first"
-        )
+    storage.unpublish(volume_id, node)
+    raise InUse(
+        f"volume {volume_id} is published to {', '.join(others)}; two guests never write to one volume. To move its "
+        "guest here, prepare the volume here, then migrate the guest; else detach it there first"
+    )
 
 
 def _mode(*, read_only: bool, shared: bool) -> AccessMode:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from aoe_core.errors import Conflict, InUse, NotFound, Unfinished
 from aoe_core.model import AccessMode, VolumeId, serial_of
 from aoe_core.resources import claims
-from aoe_core.resources.claims import Claim, ClaimStore
+from aoe_core.resources.claims import SELECTED_NODE, Claim, ClaimStore
 from aoe_core.resources.fields import GROUP
 from aoe_core.resources.guest_disk import AoEGuestDisk, AoEGuestDiskStatus, GuestDiskStore
 
@@ -71,7 +71,11 @@ class GuestClaims:
 
     def _have_bound(self, claim: Claim, node: str) -> None:
         """Be the first consumer of a claim that waits for one."""
-        if not self._store.waits_for_consumer(claim.storage_class) or (node and claim.selected_node == node):
+        storage_class = self._store.find_class(claim.storage_class) if claim.storage_class else None
+        if storage_class is None:
+            return  # It is bound by hand, or when there is such a class.
+        claims.require_class(claim, storage_class)
+        if not storage_class.waits_for_consumer or (node and claim.selected_node == node):
             return
         if not node:
             raise Unfinished(
@@ -81,7 +85,8 @@ class GuestClaims:
         if claim.selected_node:
             raise InUse(
                 f"{claim} is being bound for node {claim.selected_node}, for a pod there; remove that pod, or wait and "
-                "see whether the volume can be reached from here too"
+                "see whether the volume can be reached from here too. If there is none: kubectl annotate pvc -n "
+                f"{claim.namespace} {claim.name} {SELECTED_NODE}-"
             )
         self._store.select_node(claim, node)
 

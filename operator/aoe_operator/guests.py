@@ -95,27 +95,40 @@ class GuestsRole:
         entry = on_host(disk.status, self._host)
         if entry is None or entry.grant is None or (shown is not None and not shown.known):
             return False
-        if entry.here != _is_here(shown):
+        if entry.here != self._is_here(disk, shown):
             return True
         if self._host != libvirt_guest(disk).host:
-            return shown is None or not _is_said(disk, "Migratable")
+            # After a boot its device is brought back here, and not before libvirt has started who is to start with it.
+            is_ready = shown is not None and self._disks.is_ready_to_start(shown.record.domain_uuid)
+            return not is_ready or not _is_said(disk, "Migratable")
         return not (shown is not None and shown.state is DiskState.ATTACHED and _is_said(disk, "Attached"))
 
-    def may_start(self, domain_uuid: str) -> bool:
-        """Say whether a domain may be started here: whether every disk of ours that it has is still to be here, and not
-        on another host by now. Raises: Unreachable."""
-        origins = {
-            record.origin
-            for record in self._disks.records()
-            if record.domain_uuid == domain_uuid and record.origin.is_resource
-        }
-        here = {
-            origin_of(disk)
-            for disk in self._store.list()
-            if wanted_hosts(disk)[:1] == (self._host,) and not is_going(disk)
-            if not any(one.here for one in disk.status.hosts if one.host != self._host)
-        }
-        return origins <= here
+    def require_nowhere_else(self, domain_uuid: str) -> None:
+        """Check that a domain may be started here: that every disk of ours that it has is still to be here, and that no
+        other host could have started it. Raises: InUse, Unreachable."""
+        records = [one for one in self._disks.records() if one.domain_uuid == domain_uuid and one.origin.is_resource]
+        disks = {origin_of(disk): disk for disk in self._store.list()} if records else {}
+        for record in records:
+            disk = disks.get(record.origin)
+            why = f"AoEGuestDisk {record.origin.endpoint.removeprefix(RESOURCE)} is no more"
+            if disk is not None:
+                why = self._why_elsewhere(disk)
+            if why:
+                raise InUse(f"domain {record.domain_name} may not run on host {self._host}: {why}")
+
+    def _why_elsewhere(self, disk: AoEGuestDisk) -> str:
+        guest, others = libvirt_guest(disk), _others(disk, self._host)
+        if is_going(disk):
+            return f"AoEGuestDisk {key_of(disk)} is being deleted"
+        if guest.host != self._host:
+            return f"AoEGuestDisk {key_of(disk)} says that it is on host {guest.host}"
+        if others:
+            names = " or ".join(others)
+            return (
+                f"it may be on host {names}, where AoEGuestDisk {key_of(disk)} has a grant too; if it is there, set "
+                "libvirt.host to that; else remove libvirt.migrateTo and wait until that host has let go"
+            )
+        return ""
 
     def find_orphans(self) -> tuple[GuestRecord, ...]:
         """Return what is here for guests' disks that are no more, or nothing to this host: it was given up for lost and
@@ -192,10 +205,13 @@ class GuestsRole:
                     mode=_mode(disk),
                     bus=Bus(disk.spec.bus),
                     origin=origin_of(disk),
+                    shared_with=_others(disk, self._host) if _mode(disk).writes else (),
                     confirm=partial(self._require_wanted, disk, grant),
                     tell=_tell_log(disk),
                 )
             except NotFound as error:
+                if self._disks.is_defined(disk.status.domain_uuid):
+                    raise  # Something else is missing: an interface, a device.
                 self._note(disk, here=False)
                 raise self._domain_gone(disk) from error
         disk = self._note(disk, here=True, target=record.target)
@@ -229,7 +245,7 @@ class GuestsRole:
             origin=origin_of(disk),
             confirm=partial(self._require_wanted, disk, entry.grant),
         )
-        here = _is_here(self._find(disk))
+        here = self._is_here(disk, self._find(disk))
         disk = self._note(disk, here=here, target=record.target)
         then = f"set libvirt.host to {self._host} and remove libvirt.migrateTo"
         told = f"domain {domain} is on host {self._host} now; {then}" if here else (
@@ -335,6 +351,13 @@ class GuestsRole:
         """Return what is here for a disk, and how libvirt shows it: a question for each domain."""
         return next((one for one in self._disks.list() if one.record.origin == origin_of(disk)), None)
 
+    def _is_here(self, disk: AoEGuestDisk, seen: GuestDisk | None) -> bool:
+        """Say whether a guest is on this host: it runs here, or this is its host and only here it has the disk."""
+        if seen is None or seen.domain is None:
+            return False
+        is_at_home = self._host == libvirt_guest(disk).host and not seen.record.expected
+        return is_at_home or (seen.domain.running and not seen.domain.arriving)
+
     def _records_of(self, disk: AoEGuestDisk) -> tuple[GuestRecord, ...]:
         return tuple(record for record in self._disks.records() if record.origin == origin_of(disk))
 
@@ -357,11 +380,9 @@ def _is_settled(record: GuestRecord, attachment: Attachment) -> bool:
     return not record.expected and record.attachment.address == attachment.address
 
 
-def _is_here(seen: GuestDisk | None) -> bool:
-    """Say whether a guest is on this host: it runs here, or only here is it defined to have the disk."""
-    if seen is None or seen.domain is None:
-        return False
-    return seen.domain.running or not seen.record.expected
+def _others(disk: AoEGuestDisk, host: str) -> tuple[str, ...]:
+    """Return the other hosts that a guest could run on with the disk, or does."""
+    return tuple(one.host for one in disk.status.hosts if one.host != host and (one.grant is not None or one.here))
 
 
 def _is_said(disk: AoEGuestDisk, type_: str) -> bool:

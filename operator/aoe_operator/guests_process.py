@@ -9,9 +9,11 @@ from typing import Self
 import prometheus_client
 
 from aoe_core.attach.attacher import Attacher
+from aoe_core.errors import AoECsiError
 from aoe_core.guests.autostart import Autostart
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
+from aoe_core.guests.records import GuestRecord
 from aoe_operator.background import Repeated, attempt
 from aoe_operator.guests import GuestsRole
 
@@ -45,19 +47,23 @@ class GuestsProcess:
         self._stop = stop
         self._find_change = find_change
         self._sweep_s = sweep_s
-        # Each on its own: a volume whose storage node is silent holds up no other's guest.
         # Who starts guests looks first: once their devices are there, nothing tells that they waited.
-        works = (self.end_if_changed, self.start_guests, self.ready, self.start_guests, self.sweep)
-        self._rounds = Repeated(*works, name="sweep", every_s=sweep_s, stop=stop)
+        starts = (self.end_if_changed, self.start_guests, self.ready, self.start_guests)
+        self._starts = Repeated(*starts, name="start", every_s=sweep_s, stop=stop)
+        # Apart: one disk whose storage node is silent holds up a sweep, and is to hold up no other's guest.
+        self._sweeps = Repeated(self.sweep, name="sweep", every_s=sweep_s, stop=stop)
         self._is_ready = False
+        self._readied: set[str] = set()
         self._orphans: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
-        self._rounds.__enter__()
+        self._starts.__enter__()
+        self._sweeps.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rounds.__exit__()
+        self._sweeps.__exit__()
+        self._starts.__exit__()
 
     def end_if_changed(self) -> None:
         """End the process when it was made for what this host is no more."""
@@ -68,19 +74,39 @@ class GuestsProcess:
 
     def ready(self) -> None:
         """Bring back every device that a guest may need, until all are there once; from then on the node server's
-        watchdog sees to them."""
+        watchdog sees to them. One whose guest may be on another host by now is not brought back: libvirt, which may be
+        at its autostart still, would start the guest here as well."""
         if self._is_ready:
             return
-        problems = [one for one in ready_all(self._disks, self._attacher, limit_s=self._sweep_s) if one.problem]
-        for one in problems:
-            log.warning("a guest's device is not ready", extra={"volume": one.volume_id, "problem": one.problem})
+        held_back = {record.volume_id: self._why_held_back(record) for record in self._disks.records()}
+        problems = {volume_id: why for volume_id, why in held_back.items() if why}
+        but = problems.keys() | self._readied
+        for one in ready_all(self._disks, self._attacher, limit_s=self._sweep_s, but=but):
+            if one.problem:
+                problems[one.volume_id] = one.problem
+            else:
+                self._readied.add(one.volume_id)
+        for volume_id, problem in problems.items():
+            log.warning("a guest's device is not ready", extra={"volume": volume_id, "problem": problem})
         self._is_ready = not problems
+
+    def _why_held_back(self, record: GuestRecord) -> str:
+        """Return why a device is not to be there yet; empty when it may, or is. Only what several hosts may write can
+        have a guest elsewhere."""
+        is_shared = record.mode.many_nodes and record.mode.writes and record.origin.is_resource
+        if record.released or not is_shared or self._disks.is_ready_to_start(record.domain_uuid):
+            return ""
+        try:
+            self._role.require_nowhere_else(record.domain_uuid)
+        except AoECsiError as error:
+            return str(error)
+        return ""
 
     def start_guests(self) -> None:
         """Start the guests whose devices came after libvirt."""
         waiting = self._autostart.start()
         if waiting:
-            log.warning("guests wait for their devices", extra={"domains": list(waiting)})
+            log.warning("guests wait to be started", extra={"domains": list(waiting)})
 
     def sweep(self) -> None:
         """Mend what libvirt shows otherwise than it was left, and tell of what nobody speaks of."""

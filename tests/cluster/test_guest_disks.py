@@ -11,7 +11,7 @@ import pytest
 from aoe_core.errors import Busy, NotFound
 from aoe_core.model import AccessMode, Transport
 from aoe_core.resources import conditions, definitions
-from aoe_core.resources.claims import Claim
+from aoe_core.resources.claims import Claim, StorageClass
 from aoe_core.resources.guest_disk import (
     AoEGuestDisk,
     AoEGuestDiskStatus,
@@ -277,12 +277,11 @@ spec:
 
 def test_a_claim_and_its_volume_are_read_as_they_are(defined: ControlPlane, claims: KubernetesClaims) -> None:
     defined.kubectl("create", "-f-", stdin=CLASSES + "---" + CLAIM)
-    assert [claims.waits_for_consumer(one) for one in ("waits", "at-once", "unknown", "")] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert claims.find_class("unknown") is None
+    waits, at_once = (claims.find_class(name) for name in ("waits", "at-once"))
+    assert waits == StorageClass(name="waits", provisioner="aoe-csi.dev", waits_for_consumer=True)
+    assert at_once is not None
+    assert not at_once.waits_for_consumer
     assert claims.find_claim(NAMESPACE, "other") is None
     assert claims.find_volume("pv") is None
     claim = claims.find_claim(NAMESPACE, "data")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aoe_core.errors import Busy, NotFound
+from aoe_core.errors import Busy, NotFound, Unreachable
 from aoe_core.resources.guest_kubernetes import KubernetesMachines
 from aoe_core.resources.virtual_machine import Instance, VolumeState
 from aoe_core.units import MIB
@@ -18,9 +18,12 @@ ROOT = {"name": "root", "containerDisk": {"image": "system"}}
 _ANYTHING = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 
-def define_kubevirt(plane: ControlPlane) -> None:
+_KINDS = ("VirtualMachine", "VirtualMachineInstance")
+
+
+def define_kubevirt(plane: ControlPlane, *, served: bool = True) -> None:
     """Define machines and their instances."""
-    for kind in ("VirtualMachine", "VirtualMachineInstance"):
+    for kind in _KINDS:
         singular = kind.lower()
         schema = {"openAPIV3Schema": _ANYTHING}
         plane.apply(
@@ -32,7 +35,7 @@ def define_kubevirt(plane: ControlPlane) -> None:
                     "group": "kubevirt.io",
                     "scope": "Namespaced",
                     "names": {"kind": kind, "plural": f"{singular}s", "singular": singular},
-                    "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+                    "versions": [{"name": "v1", "served": served, "storage": True, "schema": schema}],
                 },
             }
         )
@@ -134,5 +137,12 @@ def test_what_runs_of_a_machine_is_read(defined: ControlPlane, machines: Kuberne
 
 
 def test_without_kubevirt_there_are_no_machines(plane: ControlPlane) -> None:
+    """The last one here: it takes away what the others work with."""
+    plane.kubectl("delete", "crd", *(f"{kind.lower()}s.kubevirt.io" for kind in _KINDS), "--ignore-not-found")
     with KubernetesMachines(plane.kubeconfig, holder="test") as machines:
         assert machines.find_machine(NAMESPACE, "none") is None
+        assert machines.find_instance(NAMESPACE, "none") is None
+        # As it answers of a definition that it does not serve yet.
+        define_kubevirt(plane, served=False)
+        with pytest.raises(Unreachable):
+            machines.find_machine(NAMESPACE, "none")

@@ -14,7 +14,7 @@ import msgspec
 
 from aoe_core.errors import Busy, NotFound
 from aoe_core.fakes.world import Process
-from aoe_core.resources.claims import Claim, PersistentVolume
+from aoe_core.resources.claims import Claim, PersistentVolume, StorageClass
 from aoe_core.resources.fields import GROUP
 from aoe_core.resources.guest_access import AccessRules
 from aoe_core.resources.guest_disk import AoEGuestDisk, AoEGuestDiskSpec, NamespacedMeta, libvirt_guest
@@ -39,7 +39,8 @@ class GuestApi:
     disks: dict[tuple[str, str], AoEGuestDisk] = field(default_factory=dict)
     claims: dict[tuple[str, str], Claim] = field(default_factory=dict)
     volumes: dict[str, PersistentVolume] = field(default_factory=dict)
-    waiting_classes: set[str] = field(default_factory=set)
+    waiting_classes: dict[str, str] = field(default_factory=dict)
+    """Those whose claims wait for their first consumer → the driver."""
     tickets: dict[tuple[str, str], Held] = field(default_factory=dict)
     """(Volume, node) → its ticket."""
     given_up: set[str] = field(default_factory=set)
@@ -199,9 +200,10 @@ class ApiClient:
         with self._process.reading():
             return self._api.volumes.get(name)
 
-    def waits_for_consumer(self, storage_class: str) -> bool:
+    def find_class(self, name: str) -> StorageClass | None:
         with self._process.reading():
-            return storage_class in self._api.waiting_classes
+            driver = self._api.waiting_classes.get(name)
+            return StorageClass(name=name, provisioner=driver, waits_for_consumer=True) if driver else None
 
     def select_node(self, claim: Claim, node: str) -> None:
         with self._writing_claim(claim, "node"):

@@ -15,10 +15,11 @@ from tests.simulated.guest_disk_cluster import GuestDiskCluster
 from tests.simulated.test_guests import ALIAS, GROWN_BYTES, VOLUME, on, spec
 from tests.simulated.test_kill_sweep import Life, Operation, cut_power, cut_power_of_the_others, kill, sweep
 
-from aoe_core.errors import Unfinished, Unreachable
+from aoe_core.errors import InUse, NotFound, Unfinished, Unreachable
 from aoe_core.fakes.hypervisor import Unplug
 from aoe_core.guests.autostart import Autostart
 from aoe_core.model import Attachment, NodeName, VolumeId
+from aoe_core.resources.fields import GROUP
 from aoe_core.resources.guest_access import AccessRule, AccessRules
 from aoe_core.resources.guest_disk import AoEGuestDiskStatus, host_finalizer
 from aoe_core.units import MIB
@@ -319,7 +320,7 @@ def test_a_claim_that_is_another_volume_by_now(attached: GuestDiskCluster) -> No
 
 def test_a_claim_that_waits_is_bound_for_its_guest(cluster: GuestDiskCluster) -> None:
     claim = cluster.api.claims[NAMESPACE, CLAIM]
-    cluster.api.waiting_classes.add("late")
+    cluster.api.waiting_classes["late"] = GROUP
     cluster.api.put_claim(replace(claim, bound=False, storage_class="late"))
     cluster.api.add_disk(DISK, CLAIM, NODE)
     cluster.reconcile()
@@ -333,9 +334,18 @@ def test_a_claim_that_waits_is_bound_for_its_guest(cluster: GuestDiskCluster) ->
 
 def test_a_claim_that_is_being_bound_for_a_pod_elsewhere(cluster: GuestDiskCluster) -> None:
     claim = cluster.api.claims[NAMESPACE, CLAIM]
-    cluster.api.waiting_classes.add("late")
+    cluster.api.waiting_classes["late"] = GROUP
     cluster.api.put_claim(replace(claim, bound=False, storage_class="late", selected_node=OTHER_NODE))
     refused(cluster, f"is being bound for node {OTHER_NODE}")
+
+
+def test_a_claim_that_waits_for_another_driver_is_not_bound_for_a_guest(cluster: GuestDiskCluster) -> None:
+    """The other driver would make a volume where the claim's pod may not run."""
+    claim = cluster.api.claims[NAMESPACE, CLAIM]
+    cluster.api.waiting_classes["foreign"] = "hostpath.example.org"
+    cluster.api.put_claim(replace(claim, bound=False, storage_class="foreign"))
+    refused(cluster, "is a volume of hostpath.example.org, not of aoe-csi.dev")
+    assert cluster.api.claims[NAMESPACE, CLAIM].selected_node == ""
 
 
 # --- two of the cluster role, one slower than the other -------------------------------------------------------------
@@ -541,6 +551,24 @@ def test_while_libvirt_is_away_nothing_is_judged(attached: GuestDiskCluster) -> 
     assert attached.api.disks == {}
 
 
+def test_what_is_missing_besides_the_domain_is_named(
+    cluster: GuestDiskCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not taken for a domain that is gone, whose remedy is to delete the disk."""
+
+    def missing(*_: object) -> None:
+        raise NotFound("there is no network interface san0")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster.disks[NODE]._attacher, "stage", missing)  # noqa: SLF001
+        cluster.api.add_disk(DISK, CLAIM, NODE)
+        cluster.reconcile()
+        assert "there is no network interface san0" in cluster.trouble(DISK)
+        assert "delete this" not in cluster.trouble(DISK)
+    cluster.reconcile(20)
+    assert cluster.says(DISK, "Attached") == "True"
+
+
 # --- live migration -------------------------------------------------------------------------------------------------
 
 
@@ -701,12 +729,13 @@ def test_a_guest_that_left_its_definition_behind_is_not_started_there_again(mova
     movable.sweep()
     assert movable.is_on(DISK, OTHER_NODE)
     assert f"domain g1 is on host {OTHER_NODE} now" in said(movable, "Migratable")
-    assert not movable.role(NODE).may_start(left.uuid)
-    assert movable.role(OTHER_NODE).may_start(left.uuid) is False, "its host is not set yet"
+    for node in (NODE, OTHER_NODE):  # There its host is not set yet.
+        with pytest.raises(InUse):
+            movable.role(node).require_nowhere_else(left.uuid)
     movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
     movable.reconcile(20)
     assert left.config == {}
-    assert movable.role(OTHER_NODE).may_start(left.uuid)
+    movable.role(OTHER_NODE).require_nowhere_else(left.uuid)
     assert [file.node for file in movable.held(VOLUME)] == [OTHER_NODE]
 
 
@@ -729,11 +758,100 @@ def test_a_host_that_died_and_whose_guest_was_started_elsewhere_starts_no_second
     target.start(guest)
     movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
     movable.reconcile()
-    starter = late(movable, may_start=lambda uuid: movable.role(NODE).may_start(uuid))
+    starter = late(movable, lambda uuid: movable.role(NODE).require_nowhere_else(uuid))
     assert starter.start() == ("g1",)
     movable.disks[NODE].ready(VOLUME)
     assert starter.start() == ("g1",)
     assert not former.running
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["its new host has said so", "its new host has not said so yet"])
+def test_a_host_that_was_away_while_its_guest_went_starts_no_second_one(movable: GuestDiskCluster, seen: bool) -> None:
+    """Neither does the role, nor libvirt, which may still be at its autostart when the role comes to its devices."""
+    ready_to_move(movable)
+    left, source = movable.guest[NODE], movable.compute[NODE].hypervisor
+    target = movable.compute[OTHER_NODE].hypervisor
+    movable.guest[OTHER_NODE] = target.receive(left, source, undefine_source=False)
+    if seen:
+        movable.sweep()
+    late(movable)
+    process = process_of(movable)
+    source.answers = False
+    with pytest.raises(Unreachable):
+        process.start_guests()
+    process.ready()
+    assert source.autostart() == ("g1",), "its device is not there"
+    source.answers = True
+    for _ in range(2):
+        process.start_guests()
+        process.ready()
+        assert not left.running
+    target.write(movable.guest[OTHER_NODE], "vdb", MIB, b"written")
+
+
+def test_a_guest_that_was_to_move_and_did_not_starts_with_its_host_once_the_move_is_called_off(
+    movable: GuestDiskCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready_to_move(movable)
+    late(movable)
+    process, guest = process_of(movable), movable.guest[NODE]
+    process.start_guests()
+    process.ready()
+    process.start_guests()
+    assert not guest.running
+    assert any("else remove libvirt.migrateTo" in str(vars(one).get("problem")) for one in caplog.records)
+    movable.api.move_disk(DISK, host=NODE, migrate_to=None)
+    movable.reconcile()
+    process.ready()
+    process.start_guests()
+    assert (guest.running, list(guest.live)) == (True, ["vdb"])
+
+
+def test_a_host_that_boots_before_a_guest_comes_to_it_is_ready_again(movable: GuestDiskCluster) -> None:
+    ready_to_move(movable)
+    movable.world.power_loss(OTHER_NODE)
+    movable.world.boot(OTHER_NODE)
+    movable.attachers[OTHER_NODE] = movable._start_attacher(OTHER_NODE)  # noqa: SLF001
+    movable.disks[OTHER_NODE] = movable.new_command(OTHER_NODE)
+    (drifted,) = movable.role(OTHER_NODE).find_drifted()
+    assert movable.role(OTHER_NODE).reconcile(*drifted) is None
+    migrated(movable)
+    assert movable.compute[OTHER_NODE].hypervisor.read(movable.guest[OTHER_NODE], "vdb", MIB, 7) == b"written"
+
+
+def test_what_a_guest_left_at_an_earlier_move_gets_no_disk_while_it_runs_elsewhere(movable: GuestDiskCluster) -> None:
+    """The host is set too early, and what has its UUID there could be started."""
+    left = replace(movable.guest[NODE], running=False, live={}, config={}, open={}, sizes={}, plugged=set())
+    target = movable.compute[OTHER_NODE].hypervisor
+    target.guests[left.uuid] = movable.guest[OTHER_NODE] = left
+    ready_to_move(movable)
+    movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
+    movable.reconcile()
+    assert f"does not run here yet, and {NODE} may still have it" in movable.trouble(DISK)
+    assert left.config == {}
+    assert not movable.is_on(DISK, OTHER_NODE)
+    assert movable.is_on(DISK, NODE)
+    # It comes to an end where it was; then it is this host's.
+    movable.compute[NODE].hypervisor.stop(movable.guest[NODE])
+    movable.reconcile(20)
+    assert movable.says(DISK, "Attached") == "True", movable.trouble(DISK)
+    assert list(left.config) == ["vdb"]
+    assert [file.node for file in movable.held(VOLUME)] == [OTHER_NODE]
+
+
+def test_a_guest_that_is_still_coming_is_not_said_to_have_come(movable: GuestDiskCluster) -> None:
+    ready_to_move(movable)
+    coming = replace(movable.guest[NODE], config={}, live={}, open={}, sizes={}, plugged=set(), persistent=False)
+    target = movable.compute[OTHER_NODE].hypervisor
+    target.guests[coming.uuid] = movable.guest[OTHER_NODE] = coming
+    coming.arriving = True
+    movable.sweep()
+    assert not movable.is_on(DISK, OTHER_NODE)
+    assert "is ready: virsh migrate" in said(movable, "Migratable")
+    coming.arriving = False
+    movable.sweep()
+    assert movable.is_on(DISK, OTHER_NODE)
+    assert f"is on host {OTHER_NODE} now" in said(movable, "Migratable")
 
 
 def test_a_move_that_is_called_off_and_on_again_comes_to_its_end(movable: GuestDiskCluster) -> None:
@@ -844,7 +962,11 @@ def test_roles_killed_anywhere_in_a_move_converge(stays: bool, operation: str, e
 # --- after a boot of the host ---------------------------------------------------------------------------------------
 
 
-def late(cluster: GuestDiskCluster, may_start: Callable[[str], bool] = lambda _: True) -> Autostart:
+def _anywhere(_: str) -> None:
+    """Have no other host that a guest could be on."""
+
+
+def late(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], None] = _anywhere) -> Autostart:
     """Cut the power of the guest's host, and let libvirt come up before the devices: its guest does not start."""
     machine = cluster.compute[NODE]
     if machine.powered:
@@ -852,10 +974,10 @@ def late(cluster: GuestDiskCluster, may_start: Callable[[str], bool] = lambda _:
     cluster.world.boot(NODE)
     assert machine.hypervisor.autostart() == ("g1",)
     serve_again(cluster)
-    return autostart(cluster, may_start)
+    return autostart(cluster, require_nowhere_else)
 
 
-def autostart(cluster: GuestDiskCluster, may_start: Callable[[str], bool] = lambda _: True) -> Autostart:
+def autostart(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], None] = _anywhere) -> Autostart:
     """Return what the role's process starts guests with; one process after the other may."""
     process = cluster.compute[NODE].start_process("autostart")
     return Autostart(
@@ -863,7 +985,7 @@ def autostart(cluster: GuestDiskCluster, may_start: Callable[[str], bool] = lamb
         cluster.disks[NODE],
         process.hypervisor,
         process.records("autostart"),
-        may_start,
+        require_nowhere_else,
     )
 
 
@@ -931,7 +1053,7 @@ def process_of(
         role,
         cluster.disks[NODE],
         cluster.attachers[NODE],
-        autostart(cluster, may_start=role.may_start),
+        autostart(cluster, role.require_nowhere_else),
         stop=stop or threading.Event(),
         find_change=find_change,
         sweep_s=5.0,

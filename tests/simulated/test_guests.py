@@ -235,6 +235,25 @@ def test_a_disk_grows_under_a_running_guest_and_one_that_is_off_needs_nothing(at
     assert attached.guest[NODE].sizes["vdb"] == GROWN_BYTES + 4 * MIB
 
 
+def test_a_guest_that_starts_while_its_device_grows_sees_the_growth(
+    attached: GuestCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    hypervisor.stop(guest)
+    attached.engine.expand_volume(VOLUME, GROWN_BYTES)
+    attacher = attached.disks[NODE]._attacher  # noqa: SLF001
+    expand = attacher.expand
+
+    def started_meanwhile(volume_id: VolumeId, path: str, size_bytes: int) -> int:
+        hypervisor.start(guest)
+        guest.sizes["vdb"] = SIZE_BYTES  # The driver has not looked at its target again yet.
+        return expand(volume_id, path, size_bytes)
+
+    monkeypatch.setattr(attacher, "expand", started_meanwhile)
+    attached.disks[NODE].resize("g1", VOLUME, GROWN_BYTES)
+    assert guest.sizes["vdb"] == GROWN_BYTES
+
+
 def test_a_size_that_the_storage_node_has_not_is_not_told_to_the_guest(attached: GuestCluster) -> None:
     with pytest.raises(Unreachable, match="is to have at least"):
         attached.disks[NODE].resize("g1", VOLUME, GROWN_BYTES)

@@ -13,6 +13,7 @@ from tests.simulated.test_kill_sweep import Life, Operation, kill, sweep
 from aoe_core.errors import Unsupported
 from aoe_core.fakes.world import Step
 from aoe_core.model import AccessMode, NodeName, VolumeId, serial_of
+from aoe_core.resources.fields import GROUP
 from aoe_core.resources.guest_access import AccessRules
 from aoe_core.resources.virtual_machine import READY, volume_name, without_disk
 from aoe_lab.evidence import Evidence
@@ -395,7 +396,7 @@ def test_a_claim_that_another_machine_has(attached: GuestDiskCluster) -> None:
 def test_a_claim_that_waits_is_bound_for_the_machine_s_node_once_it_has_one(cluster: GuestDiskCluster) -> None:
     cluster.kubevirt.stop(MACHINE)
     bound = cluster.api.claims[NAMESPACE, CLAIM]
-    cluster.api.waiting_classes.add("waiting")
+    cluster.api.waiting_classes["waiting"] = GROUP
     cluster.api.put_claim(replace(bound, bound=False, storage_class="waiting"))
     cluster.api.add_machine_disk(DISK, CLAIM, MACHINE)
     cluster.reconcile()

@@ -45,6 +45,8 @@ class Guest:
     """Free PCI slots that a virtio disk can be plugged into while it runs."""
     unplug: Unplug = Unplug.OBEYS
     running: bool = False
+    arriving: bool = False
+    """It is on its way here from another host."""
     saved: dict[str, DomainDisk] | None = None
     """The disks it had when it was put to sleep."""
     live: dict[str, DomainDisk] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class Guest:
             config=tuple(self.config.values()),
             saved=self.saved is not None,
             autostart=self.autostart,
+            arriving=self.arriving,
         )
 
     def opener(self, target: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from aoe_core.attach.records import StageRecord
-from aoe_core.errors import Conflict, InUse, Invalid
+from aoe_core.errors import Conflict, InUse, Invalid, Unfinished
 from aoe_core.guests.disk import alias_of
 from aoe_core.guests.records import RESOURCE, Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
@@ -64,6 +64,19 @@ def require_room(
             f"volume {volume_id} is named as a disk by domain {', '.join(others)} of this host; take it from there "
             f"before it is attached to {domain_name}"
         )
+
+
+def require_come(domain: Domain, volume_id: VolumeId, earlier: GuestRecord | None, shared_with: Sequence[str]) -> None:
+    """Check that a guest which a volume was made ready for has come. What it left here at an earlier move is a domain
+    of the same UUID: with the disk in its configuration a second copy of the guest could be started. `shared_with`: the
+    hosts where it may still be. Raises: Unfinished."""
+    if earlier is None or not earlier.expected or not shared_with or (domain.running and not domain.arriving):
+        return
+    raise Unfinished(
+        f"domain {domain.name} is to come to this host with volume {volume_id} and does not run here yet, and "
+        f"{' and '.join(shared_with)} may still have it; migrate it here, or end it there and take the volume from "
+        "there first"
+    )
 
 
 def require_grant(attachment: Attachment, mode: AccessMode, earlier: GuestRecord | None) -> None:

@@ -44,15 +44,15 @@ class Autostart:
         disks: GuestDisks,
         hypervisor: Hypervisor,
         files: RecordFiles,
-        may_start: Callable[[str], bool] = lambda _: True,
+        require_nowhere_else: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`boot`: tells this boot from any other. `may_start`: asked with a domain's UUID, since a guest may have gone
-        to another host while this one was away; it may raise what passes."""
+        """`boot`: tells this boot from any other. `require_nowhere_else`: called with a domain's UUID; raises when its
+        guest may have gone to another host while this one was away, or when nobody can tell."""
         self._boot = boot
         self._disks = disks
         self._hypervisor = hypervisor
         self._files = files
-        self._may_start = may_start
+        self._require_nowhere_else = require_nowhere_else
 
     def start(self) -> tuple[str, ...]:
         """Start who waits, has all its disks, and does not run. Returns: the names of those that wait on. Raises:
@@ -101,8 +101,7 @@ class Autostart:
         if not self._disks.is_ready_to_start(domain.uuid):
             return False
         try:
-            if not self._may_start(domain.uuid):
-                return False
+            self._require_nowhere_else(domain.uuid)
             self._hypervisor.start(domain.uuid)
         except AoECsiError as error:
             if self._hypervisor.get_domain(domain.uuid).running:

@@ -5,7 +5,7 @@ made again, or its opposite, and finds its way. A device is let go of only when 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from aoe_core.errors import (
 from aoe_core.guests import plan
 from aoe_core.guests.admission import (
     require_admissible,
+    require_come,
     require_grant,
     require_origin,
     require_room,
@@ -80,21 +81,25 @@ class GuestDisks:
         mode: AccessMode = AccessMode.SINGLE_NODE_WRITER,
         bus: Bus = Bus.VIRTIO,
         origin: Origin = _NOBODY,
+        shared_with: Sequence[str] = (),
         confirm: Callable[[], None] = _nothing,
         tell: Tell = silently,
     ) -> GuestRecord:
         """Make a granted volume a disk of a domain, now if it runs and from its next start on if it has a
-        configuration; return the record, which has the target. `origin`: who granted it. `confirm`: asked before
-        anything is done, while no other process can detach it; raises when it is wanted no more.
+        configuration; return the record, which has the target. `origin`: who granted it. `shared_with`: the other hosts
+        that have a grant. `confirm`: asked before anything is done, while no other process can detach it; raises when
+        it is wanted no more.
 
         Raises: NotFound (no such domain), InUse (another domain's, or staged for something else), Conflict (there
-        otherwise, or its serial is taken), NoSpace (no free slot), what `Attacher.stage` raises, Busy, Unfinished.
+        otherwise, or its serial is taken), NoSpace (no free slot), what `Attacher.stage` raises, Busy, Unfinished (also
+        when it is to come from another host and has not).
         """
         volume_id = attachment.volume_id
         with self._holding(volume_id):
             confirm()
             domain, earlier = self._admitted(domain_name, volume_id, mode, bus, origin=origin, attachment=attachment)
             require_grant(attachment, mode, earlier)
+            require_come(domain, volume_id, earlier, shared_with)
             self._require_closed(attachment, mode)
             if earlier is not None and not earlier.wanted and earlier.asked is not False:
                 # It would let go after we said that it has it. One that was never asked keeps it.
@@ -188,6 +193,8 @@ class GuestDisks:
             record = self._records.find(volume_id)
             domain = self._require_disk(domain_name, volume_id, record)
             grown_bytes = self._attacher.expand(volume_id, self.staging_path(volume_id), size_bytes)
+            # Once more: a guest that started meanwhile may have opened the device before it grew.
+            domain = self._host.hypervisor.get_domain(domain.uuid)
             disk = find_disk(domain.live, alias_of(serial_of(volume_id)))
             if disk is not None and disk.read_only:
                 tell(f"disk {disk.target} is read-only, so the guest sees its new size once it is attached anew")
@@ -226,6 +233,10 @@ class GuestDisks:
         record = self._records.find(volume_id)
         domain = self._host.hypervisor.get_domain(domain_name)
         return record is not None and not record.released and record.domain_uuid == domain.uuid
+
+    def is_defined(self, domain_uuid: str) -> bool:
+        """Say whether there is a domain of a UUID, running or not. Raises: Unreachable."""
+        return self._find_domain(domain_uuid) is not None
 
     def require_not_arrived(self, volume_id: VolumeId) -> None:
         """Check that a guest which a volume was made ready for has not come: who calls its move off does not mean it to

@@ -8,6 +8,7 @@ guest whose device is missing ("Cannot access storage file"), and no other guest
 
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
@@ -33,10 +34,13 @@ class Readied:
     """A sentence; empty when its device is there."""
 
 
-def ready_all(disks: GuestDisks, attacher: Attacher, *, limit_s: float = READY_S) -> tuple[Readied, ...]:
+def ready_all(
+    disks: GuestDisks, attacher: Attacher, *, limit_s: float = READY_S, but: Collection[str] = ()
+) -> tuple[Readied, ...]:
     """Bring every volume's device back, or say what is wrong, within `limit_s`. Threads that the kernel holds longer
-    are left behind. Raises: CommandFailed when the records cannot be read, or the driver does not take its settings."""
-    volumes = disks.to_ready()
+    are left behind. `but`: volumes that are left alone. Raises: CommandFailed when the records cannot be read, or the
+    driver does not take its settings."""
+    volumes = [one for one in disks.to_ready() if one not in but]
     if not volumes:
         return ()
     ends_s = time.monotonic() + limit_s

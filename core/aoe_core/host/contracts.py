@@ -431,6 +431,9 @@ class Domain:
     configuration says."""
     autostart: bool = False
     """It is to start with its host."""
+    arriving: bool = False
+    """It is paused for a migration: shown as running where it is to come to, it does not run there yet. So is one at
+    its source, for the moment in which the other takes over."""
 
 
 class Hypervisor(Protocol):

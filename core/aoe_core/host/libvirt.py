@@ -215,8 +215,8 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
     """Return a domain as it is at one moment. That takes several questions, between which it may start, end or go to
     sleep: one that ended would show its configuration as what it runs with. Raises: Busy when it keeps doing so."""
     for _ in range(_MOMENTS):
-        before = _standing(handle)
-        running, persistent, saved = before
+        before = _standing(api, handle)
+        running, persistent, saved, arriving = before
         domain = Domain(
             name=handle.name(),
             uuid=handle.UUIDString(),
@@ -226,15 +226,22 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
             config=parse_disks(handle.XMLDesc(api.VIR_DOMAIN_XML_INACTIVE)) if persistent else (),
             saved=saved,
             autostart=bool(handle.autostart()),
+            arriving=arriving,
         )
-        if _standing(handle) == before:
+        if _standing(api, handle) == before:
             return domain
     raise Busy(f"domain {handle.name()} starts and ends all the time; see who does so, then call again")
 
 
-def _standing(handle: Any) -> tuple[bool, bool, bool]:
-    """Return whether a domain runs, has a configuration, and has its memory on disk (also while it is about to run)."""
-    return bool(handle.isActive()), bool(handle.isPersistent()), bool(handle.hasManagedSaveImage())
+def _standing(api: ModuleType, handle: Any) -> tuple[bool, bool, bool, bool]:
+    """Return whether a domain runs, has a configuration, has its memory on disk (also while it is about to run), and is
+    paused for a migration (virDomainPausedReason)."""
+    return (
+        bool(handle.isActive()),
+        bool(handle.isPersistent()),
+        bool(handle.hasManagedSaveImage()),
+        list(handle.state()) == [api.VIR_DOMAIN_PAUSED, api.VIR_DOMAIN_PAUSED_MIGRATION],
+    )
 
 
 def _detach(api: ModuleType, handle: Any, alias: str, flags: int) -> None:

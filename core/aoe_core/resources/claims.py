@@ -11,6 +11,9 @@ from aoe_core.errors import Conflict, Invalid, Unsupported
 from aoe_core.model import AccessMode, VolumeId, is_derived_id
 from aoe_core.resources.fields import GROUP
 
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""The annotation by which the scheduler says for which node a claim is to be provisioned (pkg/scheduler/framework/
+plugins/volumebinding)."""
 _MODES = {
     "ReadWriteOnce": AccessMode.SINGLE_NODE_MULTI_WRITER,
     "ReadWriteOncePod": AccessMode.SINGLE_NODE_SINGLE_WRITER,
@@ -57,6 +60,17 @@ class PersistentVolume:
     """spec.csi.readOnly, which whoever publishes it has to heed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageClass:
+    """A StorageClass as it was read."""
+
+    name: str
+    provisioner: str
+    """The driver that makes volumes for its claims."""
+    waits_for_consumer: bool
+    """volumeBindingMode: WaitForFirstConsumer."""
+
+
 class ClaimStore(Protocol):
     """Where claims are kept. Every method raises Unreachable; every change raises Busy when somebody else has changed
     the claim since it was read, and NotFound when it is gone."""
@@ -67,8 +81,8 @@ class ClaimStore(Protocol):
     def find_volume(self, name: str) -> PersistentVolume | None:
         """Return a PersistentVolume, None when it is not there."""
 
-    def waits_for_consumer(self, storage_class: str) -> bool:
-        """Say whether claims of a class are bound for their first consumer's node (WaitForFirstConsumer)."""
+    def find_class(self, name: str) -> StorageClass | None:
+        """Return a StorageClass, None when it is not there."""
 
     def select_node(self, claim: Claim, node: str) -> None:
         """Have a claim that waits for its first consumer bound for a node."""
@@ -95,9 +109,18 @@ def volume_of(claim: Claim, volume: PersistentVolume) -> VolumeId:
         )
     volume_id = volume.volume_handle
     if volume.driver != GROUP or not is_derived_id(volume_id):
-        driver = volume.driver or "no CSI driver"
-        raise Invalid(f"{claim} is a volume of {driver}, not of {GROUP}; use a claim of one of its StorageClasses")
+        raise _foreign(claim, volume.driver or "no CSI driver")
     return VolumeId(volume_id)
+
+
+def require_class(claim: Claim, storage_class: StorageClass) -> None:
+    """Check that a claim that is not bound yet will be a volume of ours. Raises: Invalid."""
+    if storage_class.provisioner != GROUP:
+        raise _foreign(claim, storage_class.provisioner or "no CSI driver")
+
+
+def _foreign(claim: Claim, driver: str) -> Invalid:
+    return Invalid(f"{claim} is a volume of {driver}, not of {GROUP}; use a claim of one of its StorageClasses")
 
 
 def mode_of(claim: Claim, volume: PersistentVolume, *, read_only: bool) -> AccessMode:

@@ -17,7 +17,7 @@ from lightkube.types import PatchType
 
 from aoe_core.errors import Conflict, Invalid, NotFound, Unreachable
 from aoe_core.resources import first_use
-from aoe_core.resources.claims import Claim, PersistentVolume
+from aoe_core.resources.claims import SELECTED_NODE, Claim, PersistentVolume, StorageClass
 from aoe_core.resources.fields import GROUP, VERSION, parse_quantity
 from aoe_core.resources.guest_disk import AoEGuestDisk
 from aoe_core.resources.kubernetes import (
@@ -46,10 +46,8 @@ _RUNNING = "Running"
 _ENDED = ("Succeeded", "Failed")
 """Phases of a VirtualMachineInstance that runs no more."""
 _DEFINITION = f"aoeguestdisks.{GROUP}"
+_MACHINES_DEFINITION = "virtualmachines.kubevirt.io"
 
-SELECTED_NODE = "volume.kubernetes.io/selected-node"
-"""The annotation by which the scheduler says for which node a claim is to be provisioned (pkg/scheduler/framework/
-plugins/volumebinding)."""
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 """The taint by which a person says that nothing runs on a node any more (KEP 2268)."""
 
@@ -145,11 +143,10 @@ class KubernetesClaims(_Client):
         found = _find(self._client, _VOLUME, name)
         return None if found is None else _volume(found)
 
-    def waits_for_consumer(self, storage_class: str) -> bool:
-        """Say whether claims of a class wait for their first consumer; those of a class that is not there wait for
-        nobody. Raises: Unreachable."""
-        found = _find(self._client, _CLASS, storage_class) if storage_class else None
-        return found is not None and found.get("volumeBindingMode") == "WaitForFirstConsumer"
+    def find_class(self, name: str) -> StorageClass | None:
+        """Return a StorageClass, None when it is not there. Raises: Unreachable."""
+        found = _find(self._client, _CLASS, name)
+        return None if found is None else _class(found)
 
     def select_node(self, claim: Claim, node: str) -> None:
         """Have a claim bound for a node. Raises: NotFound, Busy, Unreachable."""
@@ -190,12 +187,12 @@ class KubernetesMachines(_Client):
 
     def find_machine(self, namespace: str, name: str) -> VirtualMachine | None:
         """Return a machine, None when it is not there. Raises: Unreachable."""
-        found = _find(self._client, _MACHINE, name, namespace=namespace)
+        found = self._find(_MACHINE, namespace, name)
         return None if found is None else _machine(found)
 
     def find_instance(self, namespace: str, name: str) -> Instance | None:
         """Return what runs of a machine, None when nothing does, or all that did has ended. Raises: Unreachable."""
-        found = _find(self._client, _INSTANCE, name, namespace=namespace)
+        found = self._find(_INSTANCE, namespace, name)
         return None if found is None or _part(found, "status").get("phase") in _ENDED else _instance(found)
 
     def put_disks(self, machine: VirtualMachine) -> VirtualMachine:
@@ -209,6 +206,16 @@ class KubernetesMachines(_Client):
                     _MACHINE, machine.name, patch, namespace=machine.namespace, patch_type=PatchType.MERGE
                 )
             )
+
+    def _find(self, kind: type[Any], namespace: str, name: str) -> Any | None:
+        try:
+            return _find(self._client, kind, name, namespace=namespace)
+        except Unreachable:
+            # Of a kind that it does not know an API server says so in plain text; and so it does of all when it has
+            # begun a moment ago.
+            if _find(self._client, CustomResourceDefinition, _MACHINES_DEFINITION) is not None:
+                raise
+            return None
 
 
 class KubernetesProfiles(_Client):
@@ -280,6 +287,14 @@ def _claim(raw: Mapping[str, Any]) -> Claim:
         selected_node=(metadata.get("annotations") or {}).get(SELECTED_NODE, ""),
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def _class(raw: Mapping[str, Any]) -> StorageClass:
+    return StorageClass(
+        name=raw["metadata"]["name"],
+        provisioner=raw.get("provisioner") or "",
+        waits_for_consumer=raw.get("volumeBindingMode") == "WaitForFirstConsumer",
     )
 
 

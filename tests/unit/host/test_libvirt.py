@@ -51,6 +51,8 @@ CODES = {
     "VIR_DOMAIN_AFFECT_CONFIG": 2,
     "VIR_DOMAIN_XML_INACTIVE": 2,
     "VIR_DOMAIN_BLOCK_RESIZE_BYTES": 1,
+    "VIR_DOMAIN_PAUSED": 3,
+    "VIR_DOMAIN_PAUSED_MIGRATION": 2,
 }
 
 
@@ -92,6 +94,9 @@ class Handle:
 
     def isPersistent(self) -> int:  # noqa: N802
         return 1
+
+    def state(self) -> list[int]:
+        return [1, 1]  # running, booted
 
     def XMLDesc(self, flags: int) -> str:  # noqa: N802
         return CONFIG if flags else LIVE
@@ -264,6 +269,17 @@ def test_a_domain_that_sleeps_is_told_from_one_that_is_off(api: Any, hypervisor:
     assert not hypervisor.get_domain("g1").saved
     api.handle.isActive = lambda: 0
     assert hypervisor.get_domain("g1").saved
+
+
+@pytest.mark.parametrize(
+    ("state", "arriving"), [([3, 2], True), ([3, 1], False), ([3, 5], False), ([1, 4], False)],
+    ids=["paused for a migration", "paused by a person", "paused by an I/O error", "running, migrated"],
+)  # fmt: skip
+def test_a_domain_that_is_still_coming_is_told_from_one_that_came(
+    api: Any, hypervisor: LibvirtHypervisor, state: list[int], arriving: bool
+) -> None:
+    api.handle.state = lambda: state
+    assert hypervisor.get_domain("g1").arriving is arriving
 
 
 class Changing(Handle):
