@@ -264,7 +264,7 @@ def _guests(options: argparse.Namespace, stop: threading.Event) -> None:
                 disks,
                 LibvirtHypervisor(BlockingCalls()),
                 DurableFiles(state / "guests" / "autostart"),
-                role.require_nowhere_else,
+                role.require_startable,
             ),
             stop=stop,
             find_change=functools.partial(san_rules.find_change, settings, options.san_rules),

@@ -7,12 +7,12 @@ and touches no domain; one that a guest has left lets go of what is its own.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from msgspec.structs import replace
 
-from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound
+from aoe_core.errors import AoECsiError, Busy, Conflict, InUse, NotFound, Unfinished
 from aoe_core.guests.disk_state import DiskState, GuestDisk
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.records import RESOURCE, Bus, GuestRecord, Origin
@@ -103,30 +103,36 @@ class GuestsRole:
             return not is_ready or not _is_said(disk, "Migratable")
         return not (shown is not None and shown.state is DiskState.ATTACHED and _is_said(disk, "Attached"))
 
-    def require_nowhere_else(self, domain_uuid: str) -> None:
+    def require_startable(self, domain_uuid: str) -> None:
         """Check that a domain may be started here: that every disk of ours that it has is still to be here, and that no
         other host could have started it. Raises: InUse, Unreachable."""
         records = [one for one in self._disks.records() if one.domain_uuid == domain_uuid and one.origin.is_resource]
         disks = {origin_of(disk): disk for disk in self._store.list()} if records else {}
         for record in records:
             disk = disks.get(record.origin)
-            why = f"AoEGuestDisk {record.origin.endpoint.removeprefix(RESOURCE)} is no more"
-            if disk is not None:
+            if disk is None:
+                why = f"AoEGuestDisk {record.origin.endpoint.removeprefix(RESOURCE)} is no more; see docs/runbooks.md"
+            elif is_going(disk):
+                why = f"AoEGuestDisk {key_of(disk)} is being deleted; start it by hand if it is to have the disk still"
+            else:
                 why = self._why_elsewhere(disk)
             if why:
-                raise InUse(f"domain {record.domain_name} may not run on host {self._host}: {why}")
+                raise InUse(f"domain {record.domain_name} is not started on host {self._host}: {why}")
+
+    def find_elsewhere(self) -> Mapping[Origin, str]:
+        """Return the disks whose guest may be on another host by now, and why. Raises: Unreachable."""
+        found = {origin_of(disk): self._why_elsewhere(disk) for disk in self._store.list() if disk.spec.libvirt}
+        return {origin: why for origin, why in found.items() if why}
 
     def _why_elsewhere(self, disk: AoEGuestDisk) -> str:
         guest, others = libvirt_guest(disk), _others(disk, self._host)
-        if is_going(disk):
-            return f"AoEGuestDisk {key_of(disk)} is being deleted"
         if guest.host != self._host:
-            return f"AoEGuestDisk {key_of(disk)} says that it is on host {guest.host}"
+            return f"AoEGuestDisk {key_of(disk)} says that its guest is on host {guest.host}"
         if others:
-            names = " or ".join(others)
             return (
-                f"it may be on host {names}, where AoEGuestDisk {key_of(disk)} has a grant too; if it is there, set "
-                "libvirt.host to that; else remove libvirt.migrateTo and wait until that host has let go"
+                f"the guest of AoEGuestDisk {key_of(disk)} may be on host {' or '.join(others)}, which has not given "
+                "its grant back; if it is there, set libvirt.host to that; else see that libvirt.migrateTo is removed, "
+                "and wait until that host has let go, or give it up: condition Released says how"
             )
         return ""
 
@@ -205,10 +211,13 @@ class GuestsRole:
                     mode=_mode(disk),
                     bus=Bus(disk.spec.bus),
                     origin=origin_of(disk),
-                    shared_with=_others(disk, self._host) if _mode(disk).writes else (),
+                    shared_with=_others(disk, self._host),
                     confirm=partial(self._require_wanted, disk, grant),
                     tell=_tell_log(disk),
                 )
+            except Unfinished:
+                disk = self._note(disk, here=self._is_here(disk, self._find(disk)))
+                raise
             except NotFound as error:
                 if self._disks.is_defined(disk.status.domain_uuid):
                     raise  # Something else is missing: an interface, a device.
@@ -352,11 +361,12 @@ class GuestsRole:
         return next((one for one in self._disks.list() if one.record.origin == origin_of(disk)), None)
 
     def _is_here(self, disk: AoEGuestDisk, seen: GuestDisk | None) -> bool:
-        """Say whether a guest is on this host: it runs here, or this is its host and only here it has the disk."""
+        """Say whether a guest is on this host: it runs here with the disk, as nothing does that an earlier move left;
+        or this is its host, and it did not have to come first."""
         if seen is None or seen.domain is None:
             return False
         is_at_home = self._host == libvirt_guest(disk).host and not seen.record.expected
-        return is_at_home or (seen.domain.running and not seen.domain.arriving)
+        return is_at_home or (seen.live and not seen.domain.arriving)
 
     def _records_of(self, disk: AoEGuestDisk) -> tuple[GuestRecord, ...]:
         return tuple(record for record in self._disks.records() if record.origin == origin_of(disk))
@@ -381,8 +391,9 @@ def _is_settled(record: GuestRecord, attachment: Attachment) -> bool:
 
 
 def _others(disk: AoEGuestDisk, host: str) -> tuple[str, ...]:
-    """Return the other hosts that a guest could run on with the disk, or does."""
-    return tuple(one.host for one in disk.status.hosts if one.host != host and (one.grant is not None or one.here))
+    """Return the other hosts that a guest could run on with the disk, or does: a grant that is being revoked is gone
+    from the status before its export is, and its host when that is."""
+    return tuple(one.host for one in disk.status.hosts if one.host != host)
 
 
 def _is_said(disk: AoEGuestDisk, type_: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Self
 
@@ -13,7 +13,8 @@ from aoe_core.errors import AoECsiError
 from aoe_core.guests.autostart import Autostart
 from aoe_core.guests.guest_disks import GuestDisks
 from aoe_core.guests.readiness import ready_all
-from aoe_core.guests.records import GuestRecord
+from aoe_core.guests.records import GuestRecord, Origin
+from aoe_core.model import VolumeId
 from aoe_operator.background import Repeated, attempt
 from aoe_operator.guests import GuestsRole
 
@@ -78,29 +79,39 @@ class GuestsProcess:
         at its autostart still, would start the guest here as well."""
         if self._is_ready:
             return
-        held_back = {record.volume_id: self._why_held_back(record) for record in self._disks.records()}
-        problems = {volume_id: why for volume_id, why in held_back.items() if why}
-        but = problems.keys() | self._readied
-        for one in ready_all(self._disks, self._attacher, limit_s=self._sweep_s, but=but):
-            if one.problem:
-                problems[one.volume_id] = one.problem
-            else:
-                self._readied.add(one.volume_id)
+        # Those first for which nobody is asked: the API server may be silent, and for long.
+        shared = {one.volume_id: one.origin for one in self._disks.records() if self._may_be_elsewhere(one)}
+        problems = self._brought_back(but=shared.keys())
+        if shared:
+            held_back = self._why_held_back(shared)
+            problems |= held_back | self._brought_back(but=held_back.keys())
         for volume_id, problem in problems.items():
             log.warning("a guest's device is not ready", extra={"volume": volume_id, "problem": problem})
         self._is_ready = not problems
 
-    def _why_held_back(self, record: GuestRecord) -> str:
-        """Return why a device is not to be there yet; empty when it may, or is. Only what several hosts may write can
-        have a guest elsewhere."""
-        is_shared = record.mode.many_nodes and record.mode.writes and record.origin.is_resource
-        if record.released or not is_shared or self._disks.is_ready_to_start(record.domain_uuid):
-            return ""
+    def _brought_back(self, *, but: Collection[str]) -> dict[str, str]:
+        """Bring back what is not there yet; return what is wrong, by volume."""
+        problems: dict[str, str] = {}
+        for one in ready_all(self._disks, self._attacher, limit_s=self._sweep_s, but={*but, *self._readied}):
+            if one.problem:
+                problems[one.volume_id] = one.problem
+            else:
+                self._readied.add(one.volume_id)
+        return problems
+
+    def _may_be_elsewhere(self, record: GuestRecord) -> bool:
+        """Say whether a guest could have gone to another host: with what several may have at once. Where its devices
+        are there in this boot, that has been judged."""
+        is_shared = record.mode.many_nodes and record.origin.is_resource and not record.released
+        return is_shared and not self._disks.is_ready_to_start(record.domain_uuid)
+
+    def _why_held_back(self, shared: Mapping[VolumeId, Origin]) -> dict[str, str]:
+        """Return the volumes whose guest may be elsewhere, and why; all of them while nobody can tell."""
         try:
-            self._role.require_nowhere_else(record.domain_uuid)
+            elsewhere = self._role.find_elsewhere()
         except AoECsiError as error:
-            return str(error)
-        return ""
+            return dict.fromkeys(shared, str(error))
+        return {volume_id: elsewhere[origin] for volume_id, origin in shared.items() if origin in elsewhere}
 
     def start_guests(self) -> None:
         """Start the guests whose devices came after libvirt."""

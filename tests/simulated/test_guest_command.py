@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +490,24 @@ def test_two_guests_never_share_a_volume_for_writing(cluster: GuestCluster, gues
         assert [file.node for file in cluster.held(VOLUME)] == [NODE]
         assert cluster.records(OTHER_NODE).all() == ()
     assert guest("attach", "g1", VOLUME, "--shared")[0], "what is attached already stays so"
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["off", "running"])
+def test_what_an_earlier_move_left_gets_no_disk_while_another_host_has_it(
+    cluster: GuestCluster, guest: Command, runs: bool
+) -> None:
+    alone(cluster)
+    left = replace(cluster.guest[NODE], running=runs)
+    guest("attach", "g1", VOLUME, "--shared")
+    left.live, left.config, left.open, left.sizes, left.plugged = {}, {}, {}, {}, set()
+    cluster.compute[OTHER_NODE].hypervisor.guests[left.uuid] = cluster.guest[OTHER_NODE] = left
+    guest("prepare", "g1", VOLUME, "--uuid", left.uuid, node=OTHER_NODE)
+    with pytest.raises(Unfinished, match=f"{NODE} may still have it"):
+        guest("attach", "g1", VOLUME, "--shared", node=OTHER_NODE)
+    assert (left.live, left.config) == ({}, {})
+    guest("detach", "g1", VOLUME)
+    guest("attach", "g1", VOLUME, "--shared", node=OTHER_NODE)
+    assert list(left.config) == ["vdb"]
 
 
 def test_a_detach_that_the_guest_did_not_obey_is_turned_round_while_it_was_to_move(

@@ -343,9 +343,18 @@ def test_a_claim_that_waits_for_another_driver_is_not_bound_for_a_guest(cluster:
     """The other driver would make a volume where the claim's pod may not run."""
     claim = cluster.api.claims[NAMESPACE, CLAIM]
     cluster.api.waiting_classes["foreign"] = "hostpath.example.org"
-    cluster.api.put_claim(replace(claim, bound=False, storage_class="foreign"))
+    cluster.api.put_claim(replace(claim, bound=False, volume_name="", storage_class="foreign"))
     refused(cluster, "is a volume of hostpath.example.org, not of aoe-csi.dev")
     assert cluster.api.claims[NAMESPACE, CLAIM].selected_node == ""
+
+
+def test_a_claim_that_waits_for_a_volume_made_by_hand_is_bound_for_its_guest(cluster: GuestDiskCluster) -> None:
+    claim = cluster.api.claims[NAMESPACE, CLAIM]
+    cluster.api.waiting_classes["by-hand"] = "kubernetes.io/no-provisioner"
+    cluster.api.put_claim(replace(claim, bound=False, volume_name="", storage_class="by-hand"))
+    cluster.api.add_disk(DISK, CLAIM, NODE)
+    cluster.reconcile()
+    assert cluster.api.claims[NAMESPACE, CLAIM].selected_node == NODE
 
 
 # --- two of the cluster role, one slower than the other -------------------------------------------------------------
@@ -731,11 +740,11 @@ def test_a_guest_that_left_its_definition_behind_is_not_started_there_again(mova
     assert f"domain g1 is on host {OTHER_NODE} now" in said(movable, "Migratable")
     for node in (NODE, OTHER_NODE):  # There its host is not set yet.
         with pytest.raises(InUse):
-            movable.role(node).require_nowhere_else(left.uuid)
+            movable.role(node).require_startable(left.uuid)
     movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
     movable.reconcile(20)
     assert left.config == {}
-    movable.role(OTHER_NODE).require_nowhere_else(left.uuid)
+    movable.role(OTHER_NODE).require_startable(left.uuid)
     assert [file.node for file in movable.held(VOLUME)] == [OTHER_NODE]
 
 
@@ -758,16 +767,28 @@ def test_a_host_that_died_and_whose_guest_was_started_elsewhere_starts_no_second
     target.start(guest)
     movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
     movable.reconcile()
-    starter = late(movable, lambda uuid: movable.role(NODE).require_nowhere_else(uuid))
+    starter = late(movable, lambda uuid: movable.role(NODE).require_startable(uuid))
     assert starter.start() == ("g1",)
     movable.disks[NODE].ready(VOLUME)
     assert starter.start() == ("g1",)
     assert not former.running
 
 
+def read_only(cluster: GuestDiskCluster) -> None:
+    """Have the guest's disk one that it may only read."""
+    cluster.detach_by_resource(DISK)
+    cluster.api.add_disk(DISK, CLAIM, NODE, readOnly=True)
+    cluster.reconcile()
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["to write", "to read"])
 @pytest.mark.parametrize("seen", [True, False], ids=["its new host has said so", "its new host has not said so yet"])
-def test_a_host_that_was_away_while_its_guest_went_starts_no_second_one(movable: GuestDiskCluster, seen: bool) -> None:
+def test_a_host_that_was_away_while_its_guest_went_starts_no_second_one(
+    movable: GuestDiskCluster, seen: bool, writes: bool
+) -> None:
     """Neither does the role, nor libvirt, which may still be at its autostart when the role comes to its devices."""
+    if not writes:
+        read_only(movable)
     ready_to_move(movable)
     left, source = movable.guest[NODE], movable.compute[NODE].hypervisor
     target = movable.compute[OTHER_NODE].hypervisor
@@ -786,7 +807,57 @@ def test_a_host_that_was_away_while_its_guest_went_starts_no_second_one(movable:
         process.start_guests()
         process.ready()
         assert not left.running
-    target.write(movable.guest[OTHER_NODE], "vdb", MIB, b"written")
+    assert target.read(movable.guest[OTHER_NODE], "vdb", MIB, 7) == b"written"
+
+
+def test_a_host_whose_grant_is_still_being_revoked_counts(movable: GuestDiskCluster) -> None:
+    """Its export may be open, whatever its status says no more."""
+    ready_to_move(movable)
+    late(movable)
+    disk = movable.disk(DISK)
+    hosts = tuple(
+        one if one.host == NODE else msgspec.structs.replace(one, grant=None, here=False) for one in disk.status.hosts
+    )
+    movable.api.put_disk(msgspec.structs.replace(disk, status=msgspec.structs.replace(disk.status, hosts=hosts)))
+    with pytest.raises(InUse, match=f"may be on host {OTHER_NODE}"):
+        movable.role(NODE).require_startable(movable.guest[NODE].uuid)
+
+
+def test_devices_that_nobody_else_can_have_come_back_without_the_api_server(
+    cluster: GuestDiskCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, second = VolumeId("other"), "second"
+    cluster.engine.create_volume(spec(other))
+    cluster.api.add_claim(second, other, "ReadWriteMany")
+    cluster.attach_by_resource(DISK, CLAIM, NODE)
+    cluster.attach_by_resource(second, second, NODE)
+    late(cluster)
+    process = process_of(cluster)
+
+    def silent(*_: object) -> None:
+        assert set(cluster.compute[NODE].links) == {VOLUME}, "they wait for no answer"
+        raise Unreachable("the API server does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process._role._store, "list", silent)  # noqa: SLF001
+        process.ready()
+        assert set(cluster.compute[NODE].links) == {VOLUME}
+    process.ready()
+    assert set(cluster.compute[NODE].links) == {VOLUME, other}
+
+
+def test_a_guest_that_sleeps_can_be_woken_after_a_boot_though_its_disk_is_to_go(movable: GuestDiskCluster) -> None:
+    """Nothing is taken from a guest that sleeps, so that it has to be woken first."""
+    hypervisor, guest = movable.compute[NODE].hypervisor, movable.guest[NODE]
+    hypervisor.save(guest)
+    movable.api.delete_disk(DISK)
+    movable.reconcile()
+    assert "sleeps with its memory on disk" in movable.trouble(DISK)
+    late(movable)
+    process_of(movable).ready()
+    hypervisor.start(guest)
+    movable.reconcile(20)
+    assert movable.api.disks == {}
 
 
 def test_a_guest_that_was_to_move_and_did_not_starts_with_its_host_once_the_move_is_called_off(
@@ -799,7 +870,7 @@ def test_a_guest_that_was_to_move_and_did_not_starts_with_its_host_once_the_move
     process.ready()
     process.start_guests()
     assert not guest.running
-    assert any("else remove libvirt.migrateTo" in str(vars(one).get("problem")) for one in caplog.records)
+    assert any("see that libvirt.migrateTo is removed" in str(vars(one).get("problem")) for one in caplog.records)
     movable.api.move_disk(DISK, host=NODE, migrate_to=None)
     movable.reconcile()
     process.ready()
@@ -819,15 +890,20 @@ def test_a_host_that_boots_before_a_guest_comes_to_it_is_ready_again(movable: Gu
     assert movable.compute[OTHER_NODE].hypervisor.read(movable.guest[OTHER_NODE], "vdb", MIB, 7) == b"written"
 
 
-def test_what_a_guest_left_at_an_earlier_move_gets_no_disk_while_it_runs_elsewhere(movable: GuestDiskCluster) -> None:
-    """The host is set too early, and what has its UUID there could be started."""
-    left = replace(movable.guest[NODE], running=False, live={}, config={}, open={}, sizes={}, plugged=set())
+@pytest.mark.parametrize("runs", [False, True], ids=["that is off", "that runs"])
+def test_what_a_guest_left_at_an_earlier_move_gets_no_disk_while_it_runs_elsewhere(
+    movable: GuestDiskCluster, runs: bool
+) -> None:
+    """The host is set too early, and what has its UUID there could be started, or was."""
+    left = replace(movable.guest[NODE], running=runs, live={}, config={}, open={}, sizes={}, plugged=set())
     target = movable.compute[OTHER_NODE].hypervisor
     target.guests[left.uuid] = movable.guest[OTHER_NODE] = left
     ready_to_move(movable)
+    movable.sweep()
+    assert "is ready: virsh migrate" in said(movable, "Migratable")
     movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
     movable.reconcile()
-    assert f"does not run here yet, and {NODE} may still have it" in movable.trouble(DISK)
+    assert f"does not run here with it yet, and {NODE} may still have it" in movable.trouble(DISK)
     assert left.config == {}
     assert not movable.is_on(DISK, OTHER_NODE)
     assert movable.is_on(DISK, NODE)
@@ -839,9 +915,30 @@ def test_what_a_guest_left_at_an_earlier_move_gets_no_disk_while_it_runs_elsewhe
     assert [file.node for file in movable.held(VOLUME)] == [OTHER_NODE]
 
 
+def test_a_guest_that_ends_where_it_came_to_before_that_is_its_host_waits_for_the_other(
+    movable: GuestDiskCluster,
+) -> None:
+    ready_to_move(movable)
+    migrated(movable)
+    movable.sweep()
+    assert movable.is_on(DISK, OTHER_NODE)
+    movable.world.power_loss(NODE)
+    movable.compute[OTHER_NODE].hypervisor.stop(movable.guest[OTHER_NODE])
+    movable.api.move_disk(DISK, host=OTHER_NODE, migrate_to=None)
+    movable.reconcile()
+    assert f"{NODE} may still have it" in movable.trouble(DISK)
+    assert "out-of-service" in movable.trouble(DISK)
+    assert not movable.is_on(DISK, OTHER_NODE)
+    movable.api.given_up.add(NODE)
+    movable.reconcile(20)
+    assert movable.says(DISK, "Attached") == "True", movable.trouble(DISK)
+    movable.compute[OTHER_NODE].hypervisor.start(movable.guest[OTHER_NODE])
+    assert movable.compute[OTHER_NODE].hypervisor.read(movable.guest[OTHER_NODE], "vdb", MIB, 7) == b"written"
+
+
 def test_a_guest_that_is_still_coming_is_not_said_to_have_come(movable: GuestDiskCluster) -> None:
     ready_to_move(movable)
-    coming = replace(movable.guest[NODE], config={}, live={}, open={}, sizes={}, plugged=set(), persistent=False)
+    coming = replace(movable.guest[NODE], config={}, open={}, sizes={}, plugged=set(), persistent=False)
     target = movable.compute[OTHER_NODE].hypervisor
     target.guests[coming.uuid] = movable.guest[OTHER_NODE] = coming
     coming.arriving = True
@@ -966,7 +1063,7 @@ def _anywhere(_: str) -> None:
     """Have no other host that a guest could be on."""
 
 
-def late(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], None] = _anywhere) -> Autostart:
+def late(cluster: GuestDiskCluster, require_startable: Callable[[str], None] = _anywhere) -> Autostart:
     """Cut the power of the guest's host, and let libvirt come up before the devices: its guest does not start."""
     machine = cluster.compute[NODE]
     if machine.powered:
@@ -974,10 +1071,10 @@ def late(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], None] 
     cluster.world.boot(NODE)
     assert machine.hypervisor.autostart() == ("g1",)
     serve_again(cluster)
-    return autostart(cluster, require_nowhere_else)
+    return autostart(cluster, require_startable)
 
 
-def autostart(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], None] = _anywhere) -> Autostart:
+def autostart(cluster: GuestDiskCluster, require_startable: Callable[[str], None] = _anywhere) -> Autostart:
     """Return what the role's process starts guests with; one process after the other may."""
     process = cluster.compute[NODE].start_process("autostart")
     return Autostart(
@@ -985,7 +1082,7 @@ def autostart(cluster: GuestDiskCluster, require_nowhere_else: Callable[[str], N
         cluster.disks[NODE],
         process.hypervisor,
         process.records("autostart"),
-        require_nowhere_else,
+        require_startable,
     )
 
 
@@ -1053,7 +1150,7 @@ def process_of(
         role,
         cluster.disks[NODE],
         cluster.attachers[NODE],
-        autostart(cluster, role.require_nowhere_else),
+        autostart(cluster, role.require_startable),
         stop=stop or threading.Event(),
         find_change=find_change,
         sweep_s=5.0,

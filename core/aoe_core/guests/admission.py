@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aoe_core.attach.records import StageRecord
 from aoe_core.errors import Conflict, InUse, Invalid, Unfinished
-from aoe_core.guests.disk import alias_of
+from aoe_core.guests.disk import alias_of, find_disk
 from aoe_core.guests.records import RESOURCE, Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
 from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
@@ -67,14 +67,15 @@ def require_room(
 
 
 def require_come(domain: Domain, volume_id: VolumeId, earlier: GuestRecord | None, shared_with: Sequence[str]) -> None:
-    """Check that a guest which a volume was made ready for has come. What it left here at an earlier move is a domain
-    of the same UUID: with the disk in its configuration a second copy of the guest could be started. `shared_with`: the
-    hosts where it may still be. Raises: Unfinished."""
-    if earlier is None or not earlier.expected or not shared_with or (domain.running and not domain.arriving):
+    """Check that a guest which a volume was made ready for has come, with it. What it left here at an earlier move is a
+    domain of the same UUID, which may even run: with the disk it would be a second copy of the guest. `shared_with`:
+    the hosts where it may still be. Raises: Unfinished."""
+    has_come = find_disk(domain.live, alias_of(serial_of(volume_id))) is not None and not domain.arriving
+    if earlier is None or not earlier.expected or not shared_with or has_come:
         return
     raise Unfinished(
-        f"domain {domain.name} is to come to this host with volume {volume_id} and does not run here yet, and "
-        f"{' and '.join(shared_with)} may still have it; migrate it here, or end it there and take the volume from "
+        f"domain {domain.name} is to come to this host with volume {volume_id} and does not run here with it yet, and "
+        f"{' and '.join(shared_with)} may still have it; migrate it here from there, or have the volume taken from "
         "there first"
     )
 

@@ -44,15 +44,15 @@ class Autostart:
         disks: GuestDisks,
         hypervisor: Hypervisor,
         files: RecordFiles,
-        require_nowhere_else: Callable[[str], None] = lambda _: None,
+        require_startable: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`boot`: tells this boot from any other. `require_nowhere_else`: called with a domain's UUID; raises when its
+        """`boot`: tells this boot from any other. `require_startable`: called with a domain's UUID; raises when its
         guest may have gone to another host while this one was away, or when nobody can tell."""
         self._boot = boot
         self._disks = disks
         self._hypervisor = hypervisor
         self._files = files
-        self._require_nowhere_else = require_nowhere_else
+        self._require_startable = require_startable
 
     def start(self) -> tuple[str, ...]:
         """Start who waits, has all its disks, and does not run. Returns: the names of those that wait on. Raises:
@@ -101,7 +101,7 @@ class Autostart:
         if not self._disks.is_ready_to_start(domain.uuid):
             return False
         try:
-            self._require_nowhere_else(domain.uuid)
+            self._require_startable(domain.uuid)
             self._hypervisor.start(domain.uuid)
         except AoECsiError as error:
             if self._hypervisor.get_domain(domain.uuid).running:

@@ -432,8 +432,8 @@ class Domain:
     autostart: bool = False
     """It is to start with its host."""
     arriving: bool = False
-    """It is paused for a migration: shown as running where it is to come to, it does not run there yet. So is one at
-    its source, for the moment in which the other takes over."""
+    """It is shown as running and does not run yet: its emulator starts, or its memory is on its way from another host.
+    So is one at the source of a migration, for the moment in which the other takes over."""
 
 
 class Hypervisor(Protocol):

@@ -235,12 +235,14 @@ def _domain(api: ModuleType, handle: Any) -> Domain:
 
 def _standing(api: ModuleType, handle: Any) -> tuple[bool, bool, bool, bool]:
     """Return whether a domain runs, has a configuration, has its memory on disk (also while it is about to run), and is
-    paused for a migration (virDomainPausedReason)."""
+    about to run, or paused for a migration (virDomainPausedReason)."""
+    state, reason = handle.state()
+    on_its_way = (api.VIR_DOMAIN_PAUSED_STARTING_UP, api.VIR_DOMAIN_PAUSED_MIGRATION)
     return (
         bool(handle.isActive()),
         bool(handle.isPersistent()),
         bool(handle.hasManagedSaveImage()),
-        list(handle.state()) == [api.VIR_DOMAIN_PAUSED, api.VIR_DOMAIN_PAUSED_MIGRATION],
+        state == api.VIR_DOMAIN_PAUSED and reason in on_its_way,
     )
 
 

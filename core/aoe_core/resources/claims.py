@@ -14,6 +14,8 @@ from aoe_core.resources.fields import GROUP
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 """The annotation by which the scheduler says for which node a claim is to be provisioned (pkg/scheduler/framework/
 plugins/volumebinding)."""
+_NOBODY = "kubernetes.io/no-provisioner"
+"""The provisioner of a class whose volumes are made by hand."""
 _MODES = {
     "ReadWriteOnce": AccessMode.SINGLE_NODE_MULTI_WRITER,
     "ReadWriteOncePod": AccessMode.SINGLE_NODE_SINGLE_WRITER,
@@ -114,8 +116,9 @@ def volume_of(claim: Claim, volume: PersistentVolume) -> VolumeId:
 
 
 def require_class(claim: Claim, storage_class: StorageClass) -> None:
-    """Check that a claim that is not bound yet will be a volume of ours. Raises: Invalid."""
-    if storage_class.provisioner != GROUP:
+    """Check that nobody else makes a volume for a claim that is not bound yet. Which one it gets, if it names one or
+    its class makes none, is judged when it has it. Raises: Invalid."""
+    if not claim.volume_name and storage_class.provisioner not in (GROUP, _NOBODY):
         raise _foreign(claim, storage_class.provisioner or "no CSI driver")
 
 

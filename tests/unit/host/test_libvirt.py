@@ -53,6 +53,7 @@ CODES = {
     "VIR_DOMAIN_BLOCK_RESIZE_BYTES": 1,
     "VIR_DOMAIN_PAUSED": 3,
     "VIR_DOMAIN_PAUSED_MIGRATION": 2,
+    "VIR_DOMAIN_PAUSED_STARTING_UP": 11,
 }
 
 
@@ -272,8 +273,8 @@ def test_a_domain_that_sleeps_is_told_from_one_that_is_off(api: Any, hypervisor:
 
 
 @pytest.mark.parametrize(
-    ("state", "arriving"), [([3, 2], True), ([3, 1], False), ([3, 5], False), ([1, 4], False)],
-    ids=["paused for a migration", "paused by a person", "paused by an I/O error", "running, migrated"],
+    ("state", "arriving"), [([3, 11], True), ([3, 2], True), ([3, 1], False), ([3, 5], False), ([1, 2], False)],
+    ids=["its emulator starts", "paused for a migration", "paused by a person", "paused by an I/O error", "came"],
 )  # fmt: skip
 def test_a_domain_that_is_still_coming_is_told_from_one_that_came(
     api: Any, hypervisor: LibvirtHypervisor, state: list[int], arriving: bool
