@@ -39,7 +39,8 @@ def define_kubevirt(plane: ControlPlane, *, served: bool = True) -> None:
                 },
             }
         )
-        plane.await_defined(f"crd/{singular}s.kubevirt.io")
+        if served:
+            plane.await_defined(f"crd/{singular}s.kubevirt.io")
 
 
 def virtual_machine(namespace: str) -> dict[str, Any]:
