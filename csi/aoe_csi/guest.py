@@ -58,17 +58,12 @@ def attach(options: argparse.Namespace, here: Here, say: Say) -> bool:
         origin = storage.origin()
         here.disks.require_admissible(options.domain, volume_id, mode, bus, origin=origin)
         attachment = storage.publish(volume_id, here.attacher.identity(), mode)
-        others = sorted(storage.holders(volume_id) - {here.settings.node_name}) if mode.many_nodes else []
-        if mode.writes and others and not here.disks.has(options.domain, volume_id):
+        is_one_s = mode.writes and mode.many_nodes  # While its guest moves; who only reads shares it with anybody.
+        others = sorted(storage.holders(volume_id) - {here.settings.node_name}) if is_one_s else []
+        if others and not here.disks.has(options.domain, volume_id):
             _refuse(storage, volume_id, here.settings.node_name, others)
     record = here.disks.attach(
-        options.domain,
-        attachment,
-        mode=mode,
-        bus=bus,
-        origin=origin,
-        shared_with=others if mode.writes else (),
-        tell=say,
+        options.domain, attachment, mode=mode, bus=bus, origin=origin, shared_with=others, tell=say
     )
     say(f"volume {volume_id} is disk {record.target} of domain {record.domain_name}, serial {attachment.serial}")
     return True

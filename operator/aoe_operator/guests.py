@@ -216,7 +216,9 @@ class GuestsRole:
                     tell=_tell_log(disk),
                 )
             except Unfinished:
-                disk = self._note(disk, here=self._is_here(disk, self._find(disk)))
+                seen = self._find(disk)
+                if seen is None or seen.known:
+                    self._note(disk, here=self._is_here(disk, seen))
                 raise
             except NotFound as error:
                 if self._disks.is_defined(disk.status.domain_uuid):

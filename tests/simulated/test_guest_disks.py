@@ -915,6 +915,27 @@ def test_what_a_guest_left_at_an_earlier_move_gets_no_disk_while_it_runs_elsewhe
     assert [file.node for file in movable.held(VOLUME)] == [OTHER_NODE]
 
 
+def test_a_libvirt_that_is_lost_in_an_attach_does_not_say_where_the_guest_is(
+    attached: GuestDiskCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hypervisor, guest = attached.compute[NODE].hypervisor, attached.guest[NODE]
+    hypervisor.stop(guest)
+    guest.config.clear()
+
+    def lost(*_: object) -> None:
+        hypervisor.answers = False
+        raise Unfinished("the connection broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hypervisor, "attach_config", lost)
+        attached.role(NODE).reconcile(NAMESPACE, DISK)
+    assert "the connection broke" in attached.trouble(DISK)
+    assert attached.is_on(DISK, NODE)
+    hypervisor.answers = True
+    attached.sweep()
+    assert list(guest.config) == ["vdb"]
+
+
 def test_a_guest_that_ends_where_it_came_to_before_that_is_its_host_waits_for_the_other(
     movable: GuestDiskCluster,
 ) -> None:
