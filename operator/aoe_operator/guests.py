@@ -363,12 +363,11 @@ class GuestsRole:
         return next((one for one in self._disks.list() if one.record.origin == origin_of(disk)), None)
 
     def _is_here(self, disk: AoEGuestDisk, seen: GuestDisk | None) -> bool:
-        """Say whether a guest is on this host: it runs here with the disk, as nothing does that an earlier move left;
-        or this is its host, and it did not have to come first."""
+        """Say whether a guest is on this host: it runs here, or this is its host and it did not have to come first."""
         if seen is None or seen.domain is None:
             return False
         is_at_home = self._host == libvirt_guest(disk).host and not seen.record.expected
-        return is_at_home or (seen.live and not seen.domain.arriving)
+        return is_at_home or seen.has_come
 
     def _records_of(self, disk: AoEGuestDisk) -> tuple[GuestRecord, ...]:
         return tuple(record for record in self._disks.records() if record.origin == origin_of(disk))

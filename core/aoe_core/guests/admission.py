@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from aoe_core.attach.records import StageRecord
 from aoe_core.errors import Conflict, InUse, Invalid, Unfinished
-from aoe_core.guests.disk import alias_of, find_disk
+from aoe_core.guests.disk import alias_of, has_come
 from aoe_core.guests.records import RESOURCE, Bus, GuestRecord, Origin
 from aoe_core.host.contracts import Domain
 from aoe_core.model import AccessMode, Attachment, VolumeId, serial_of
@@ -70,8 +70,7 @@ def require_come(domain: Domain, volume_id: VolumeId, earlier: GuestRecord | Non
     """Check that a guest which a volume was made ready for has come, with it. What it left here at an earlier move is a
     domain of the same UUID, which may even run: with the disk it would be a second copy of the guest. `shared_with`:
     the hosts where it may still be. Raises: Unfinished."""
-    has_come = find_disk(domain.live, alias_of(serial_of(volume_id))) is not None and not domain.arriving
-    if earlier is None or not earlier.expected or not shared_with or has_come:
+    if earlier is None or not earlier.expected or not shared_with or has_come(domain, alias_of(serial_of(volume_id))):
         return
     raise Unfinished(
         f"domain {domain.name} is to come to this host with volume {volume_id} and does not run here with it yet, and "

@@ -54,6 +54,12 @@ def users_of(domains: Iterable[Domain], alias: str, is_volume: Callable[[str], b
     )
 
 
+def has_come(domain: Domain, alias: str) -> bool:
+    """Say whether a guest is where a domain is: it runs there with a disk. What an earlier move left there may run, and
+    without it; one that is still on its way does not run yet."""
+    return find_disk(domain.live, alias) is not None and not domain.arriving
+
+
 def free_target(domain: Domain, bus: Bus, reserved: Collection[str]) -> str:
     """Return a target that no disk of the domain has, live or from its next start on. Raises: NoSpace.
 

@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass
 
-from aoe_core.guests.disk import alias_of, find_disk
+from aoe_core.guests.disk import alias_of, find_disk, has_come
 from aoe_core.guests.records import GuestRecord
 from aoe_core.host.contracts import Domain
 
@@ -45,6 +45,11 @@ class GuestDisk:
     def config(self) -> bool:
         """Whether the domain starts with it."""
         return self.domain is not None and find_disk(self.domain.config, self._alias) is not None
+
+    @property
+    def has_come(self) -> bool:
+        """Whether its guest runs here with it."""
+        return self.domain is not None and has_come(self.domain, self._alias)
 
     @property
     def state(self) -> DiskState:

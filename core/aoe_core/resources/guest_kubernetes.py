@@ -86,7 +86,7 @@ class KubernetesGuestDisks(_Client):
                 found = [_read(one) for one in self._client.list(_DISK, namespace=_EVERY_NAMESPACE, chunk_size=500)]
         except Unreachable:
             # An API server that has begun a moment ago does not know its kinds yet, and answers just so.
-            if _find(self._client, CustomResourceDefinition, _DEFINITION) is not None:
+            if _is_defined(self._client, _DEFINITION):
                 raise
             return ()
         return tuple(sorted(found, key=lambda one: (one.metadata.namespace, one.metadata.name)))
@@ -213,7 +213,7 @@ class KubernetesMachines(_Client):
         except Unreachable:
             # Of a kind that it does not know an API server says so in plain text; and so it does of all when it has
             # begun a moment ago.
-            if _find(self._client, CustomResourceDefinition, _MACHINES_DEFINITION) is not None:
+            if _is_defined(self._client, _MACHINES_DEFINITION):
                 raise
             return None
 
@@ -223,7 +223,7 @@ class KubernetesProfiles(_Client):
 
     def has_profiles(self) -> bool:
         """Say whether CDI is there. Raises: Unreachable."""
-        return _find(self._client, CustomResourceDefinition, "storageprofiles.cdi.kubevirt.io") is not None
+        return _is_defined(self._client, "storageprofiles.cdi.kubevirt.io")
 
     def classes(self) -> tuple[str, ...]:
         """Return the classes of this driver, ordered by name. Raises: Unreachable."""
@@ -250,6 +250,11 @@ def _find(client: lightkube.Client, kind: Any, name: str, **where: str) -> Mappi
             return found
     except NotFound:
         return None
+
+
+def _is_defined(client: lightkube.Client, definition: str) -> bool:
+    """Say whether there is a definition of a kind, also one that is not served yet. Raises: Unreachable."""
+    return _find(client, CustomResourceDefinition, definition) is not None
 
 
 def _over(uid: str, resource_version: str, **metadata: object) -> dict[str, Any]:
